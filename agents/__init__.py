@@ -1,0 +1,1 @@
+"""Learning agents: SB3 factories, networks, export."""

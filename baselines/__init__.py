@@ -1,0 +1,1 @@
+"""Heuristic routing policies, named after their source."""

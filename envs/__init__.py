@@ -1,0 +1,1 @@
+"""The Gymnasium environments and all that they wrap."""

@@ -1,0 +1,1 @@
+"""The simulated cluster: what it is made of, two engines with one semantics, and the metrics."""

@@ -1,0 +1,215 @@
+"""The one interface of both engines: B independent clusters, advanced from decision to decision.
+
+A *decision* is one arriving request that waits to be dispatched. ``reset`` brings a cluster to its first
+decision, ``step`` dispatches the pending request of every cluster and advances each to its next one.
+At one instant the order is: iteration ends first, then arrivals in index order, each its own decision.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetgym.envs.cluster.requests import Trace
+from fleetgym.envs.cluster.spec import ClusterSpec, Slo
+from fleetgym.envs.errors import UserError, did_you_mean
+
+
+class Signal(NamedTuple):
+    """One number that an engine reports at a decision, per instance (request signals repeat in each row)."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+SIGNALS = (
+    Signal("in_flight_requests", "requests", "dispatched to the instance and not finished"),
+    Signal("in_flight_prompt_tokens", "tokens", "prompt tokens of the in-flight requests"),
+    Signal("awaiting_first_token_requests", "requests", "in-flight requests without a first token"),
+    Signal("awaiting_first_token_prompt_tokens", "tokens", "prompt tokens of those"),
+    Signal("streamed_tokens", "tokens", "output tokens already returned to in-flight requests"),
+    Signal("since_dispatch_s", "s", "time since the last dispatch to the instance, or since the first arrival"),
+    Signal("ttft_ewma_s", "s", "exponentially weighted mean TTFT (weight 0.1), 0 before the first"),
+    Signal("running_requests", "requests", "requests in the instance's running list"),
+    Signal("waiting_requests", "requests", "requests in the instance's waiting queue"),
+    Signal("kv_usage", "fraction", "used KV blocks over usable ones"),
+    Signal("kv_capacity_tokens", "tokens", "tokens that the KV cache holds"),
+    Signal("prefill_tokens_per_s", "tokens/s", "speed of a full prefill iteration of this hardware"),
+    Signal("decode_tokens_per_s", "tokens/s", "speed of a decode batch of 32 on this hardware"),
+    Signal("prompt_tokens", "tokens", "prompt length of the arriving request"),
+    Signal("priority", "level", "priority of the arriving request, smaller is more important"),
+    Signal("output_tokens", "tokens", "true output length of the arriving request"),
+    Signal("remaining_tokens", "tokens", "true tokens left: prompts without first token plus outputs not yet returned"),
+)
+SIGNAL_NAMES = tuple(signal.name for signal in SIGNALS)
+SIGNAL_INDEX: Mapping[str, int] = {name: index for index, name in enumerate(SIGNAL_NAMES)}
+
+TERM_NAMES = (
+    "unfinished_request_s",  # time integral of unfinished requests over the interval (request-seconds)
+    "awaiting_first_token_request_s",  # the same over requests without a first token
+    "finished",  # requests finished in the interval
+    "slo_met",  # of these, within their SLO
+    "rejected",  # 1 if the dispatched request was rejected
+    "preempted",  # preemptions in the interval
+    "recomputed_tokens",  # tokens lost by them and not hit again
+)
+
+EWMA_WEIGHT = 0.1
+
+
+class Engine(ABC):
+    """B clusters of N instances each.
+
+    The output arrays are owned by the engine and overwritten by ``reset`` and ``step``: copy what must last.
+
+    Attributes
+    ----------
+    clusters : list of ClusterSpec, length B
+    batch, num_instances : int
+        B and N.
+    columns : tuple of str
+        The selected signals, F of them.
+    obs : ndarray of float32, shape (B, N, F)
+        ``min(signal, high)`` of every instance at the pending decision; an unavailable instance's row is 0.
+    mask : ndarray of bool, shape (B, N)
+        Available instances that can ever hold the pending request's prompt and one token; all available
+        ones where none can.
+    terms : ndarray of float64, shape (B, len(TERM_NAMES))
+        What happened between the last two decisions.
+    now_ns : ndarray of int64, shape (B,)
+        Time of the pending decision.
+    pending : ndarray of int64, shape (B,)
+        Index of the pending request.
+    done : ndarray of bool, shape (B,)
+        The last request has been dispatched. The clock then stays at that instant, ``obs`` shows the
+        cluster right after it, with the last request's own signals; further steps ignore the cluster.
+    """
+
+    obs: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    terms: NDArray[np.float64]
+    now_ns: NDArray[np.int64]
+    pending: NDArray[np.int64]
+    done: NDArray[np.bool_]
+
+    def __init__(
+        self,
+        clusters: ClusterSpec | Sequence[ClusterSpec],
+        batch: int = 1,
+        *,
+        columns: Sequence[str] = SIGNAL_NAMES,
+        high: Sequence[float] | None = None,
+        slo: Slo | None = None,
+    ) -> None:
+        self.clusters = [clusters] * batch if isinstance(clusters, ClusterSpec) else list(clusters)
+        if len(self.clusters) != batch or len({c.num_instances for c in self.clusters}) != 1:
+            raise UserError("clusters: need one per environment, all with the same number of instances")
+        for name in columns:
+            if name not in SIGNAL_INDEX:
+                raise UserError(f"columns: signal {name!r} is unknown{did_you_mean(name, SIGNAL_NAMES)}")
+        self.batch = batch
+        self.num_instances = self.clusters[0].num_instances
+        self.columns = tuple(columns)
+        self.high = np.full(len(self.columns), np.inf) if high is None else np.asarray(high, np.float64)
+        self.slo = slo or Slo()
+        shape = (batch, self.num_instances)
+        self.obs = np.zeros((*shape, len(self.columns)), np.float32)
+        self.mask = np.ones(shape, np.bool_)
+        self.terms = np.zeros((batch, len(TERM_NAMES)), np.float64)
+        self.now_ns = np.zeros(batch, np.int64)
+        self.pending = np.zeros(batch, np.int64)
+        self.done = np.zeros(batch, np.bool_)
+
+    @abstractmethod
+    def reset(self, index: int, trace: Trace, available: NDArray[np.bool_] | None = None) -> None:
+        """Start cluster ``index`` on ``trace`` and stop at its first decision.
+
+        Parameters
+        ----------
+        index : int
+        trace : Trace
+        available : ndarray of bool, shape (N,), optional
+            Instances that exist in this episode; at least one. All by default.
+        """
+
+    @abstractmethod
+    def step(self, actions: NDArray[np.int64]) -> None:
+        """Dispatch each pending request to instance ``actions[b]`` and advance to the next decisions.
+
+        Raises
+        ------
+        UserError
+            An action outside ``[0, N)`` or at an unavailable instance.
+        LivelockError
+            An instance stopped making progress.
+        """
+
+    @abstractmethod
+    def run(self, actions: NDArray[np.int64]) -> None:
+        """Take ``actions[b, k]``, shape (B, K), for the next K decisions; only the last is observed.
+
+        ``terms`` then holds the sums over the K intervals.
+        """
+
+    @abstractmethod
+    def drain(self, index: int) -> None:
+        """Advance cluster ``index``, all of whose requests are dispatched, until nothing is left to do."""
+
+    @abstractmethod
+    def results(self, index: int) -> NDArray[np.void]:
+        """Return what became of each request: RESULT_DTYPE, shape (R,), a copy."""
+
+    @abstractmethod
+    def instance_stats(self, index: int) -> NDArray[np.void]:
+        """Return the totals of each instance: INSTANCE_STATS_DTYPE, shape (N,), a copy."""
+
+    @abstractmethod
+    def gap_histogram(self, index: int) -> NDArray[np.int64]:
+        """Return how many token gaps of all requests fell into each bin of `gap_bin`, shape (GAP_BINS,)."""
+
+    @abstractmethod
+    def snapshot(self, index: int) -> dict[str, NDArray[Any]]:
+        """Return cluster ``index``'s full state as plain arrays, for `restore`."""
+
+    @abstractmethod
+    def restore(self, index: int, state: Mapping[str, NDArray[Any]]) -> None:
+        """Put cluster ``index`` back into a state of `snapshot`; what follows is the same, bit for bit."""
+
+
+GAP_SUB_BINS = 64
+GAP_BINS = 58 * GAP_SUB_BINS
+
+
+def gap_bin(gap_ns: int) -> int:
+    """Bin of a token gap: 64 per power of two (as an HDR histogram), so its edges are 1.6 % apart."""
+    shift = max(0, int(gap_ns).bit_length() - 7)
+    return shift * GAP_SUB_BINS + (gap_ns >> shift)
+
+
+def gap_bin_low_ns(index: int) -> int:
+    """Smallest gap of bin ``index``, the inverse of `gap_bin`."""
+    if index < 2 * GAP_SUB_BINS:
+        return index
+    shift = index // GAP_SUB_BINS - 1
+    return (index - shift * GAP_SUB_BINS) << shift
+
+
+EngineName = Literal["kernel", "reference"]
+
+
+def make_engine(name: str, *args: Any, **kwargs: Any) -> Engine:
+    """Build an engine by name: ``kernel`` (compiled) or ``reference`` (SimPy), same arguments as `Engine`."""
+    if name == "reference":
+        from fleetgym.envs.cluster.reference import ReferenceEngine
+
+        return ReferenceEngine(*args, **kwargs)
+    if name == "kernel":
+        from fleetgym.envs.cluster.kernel import KernelEngine
+
+        return KernelEngine(*args, **kwargs)
+    raise UserError(f"engine={name!r}: unknown{did_you_mean(name, ('kernel', 'reference'))}")

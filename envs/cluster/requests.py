@@ -1,0 +1,125 @@
+"""What arrives and what became of it: one numpy dtype each, shared by workloads, engines and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetgym.envs.errors import UserError
+
+REQUEST_DTYPE = np.dtype(
+    [
+        ("arrival_ns", np.int64),
+        ("prompt_tokens", np.int32),
+        ("output_tokens", np.int32),
+        ("priority", np.int32),  # smaller is more important; read by the priority scheduling policy only
+        ("class_id", np.int32),  # index into Trace.class_names
+        ("block_start", np.int64),  # first entry of the request's chain in Trace.block_ids
+        ("block_count", np.int32),  # full blocks with a known content id (0: nothing is shared)
+    ],
+    align=True,
+)
+
+UNFINISHED, FINISHED, REJECTED = 0, 1, 2
+STATUS_NAMES = ("unfinished", "finished", "rejected")
+
+RESULT_DTYPE = np.dtype(
+    [
+        ("status", np.int32),  # UNFINISHED, FINISHED or REJECTED (prompt + output can never fit)
+        ("instance", np.int32),  # -1 before dispatch
+        ("scheduled_ns", np.int64),  # first time in an iteration; -1 if never
+        ("first_token_ns", np.int64),  # -1 if never
+        ("finish_ns", np.int64),  # -1 if never
+        ("preemptions", np.int32),
+        ("recomputed_tokens", np.int32),  # computed, lost by preemption and not hit again on resume
+        ("cached_tokens", np.int32),  # prompt tokens of the first admission found in the prefix cache
+    ],
+    align=True,
+)
+
+INSTANCE_STATS_DTYPE = np.dtype(
+    [
+        ("busy_ns", np.int64),  # time with an iteration executing
+        ("iterations", np.int64),
+        ("prefill_tokens", np.int64),  # computed, recomputation included
+        ("decode_tokens", np.int64),
+        ("kv_block_ns", np.int64),  # time integral of used KV blocks, from 0 to the last event
+        ("peak_kv_blocks", np.int64),
+        ("preemptions", np.int64),
+        ("recomputed_tokens", np.int64),
+        ("dispatched", np.int64),
+        ("finished", np.int64),
+        ("rejected", np.int64),
+    ],
+    align=True,
+)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Requests in arrival order, with the content ids of their KV blocks.
+
+    Attributes
+    ----------
+    requests : ndarray of REQUEST_DTYPE, shape (R,)
+        Sorted by ``arrival_ns``.
+    block_ids : ndarray of int64, shape (sum of block_count,)
+        Chains of content ids, flat. Entry j of a request's chain names tokens
+        ``[j * block_size, (j + 1) * block_size)``; equal ids mean equal tokens *and* equal prefix.
+        A chain may go on into the answer. Blocks past its end are private to the request.
+    class_names : tuple of str
+    name : str
+    """
+
+    requests: NDArray[np.void]
+    block_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    class_names: tuple[str, ...] = ("default",)
+    name: str = "trace"
+
+    def __post_init__(self) -> None:
+        rows = self.requests
+        if rows.dtype != REQUEST_DTYPE:
+            raise TypeError(f"requests: expected REQUEST_DTYPE, got {rows.dtype}")
+        if len(rows) == 0:
+            raise UserError(f"{self.name}: the trace holds no request")
+        for name in ("prompt_tokens", "output_tokens"):
+            bad = np.flatnonzero(rows[name] < 1)
+            if len(bad):
+                raise UserError(f"{self.name}: request {bad[0]}: {name}={rows[name][bad[0]]}: must be at least 1")
+        back = np.flatnonzero(np.diff(rows["arrival_ns"]) < 0)
+        if len(back) or rows["arrival_ns"][0] < 0:
+            index = int(back[0]) + 1 if len(back) else 0
+            value = rows["arrival_ns"][index]
+            raise UserError(f"{self.name}: request {index}: arrival_ns={value}: goes back in time")
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+def make_trace(
+    arrival_ns: NDArray[np.int64],
+    prompt_tokens: NDArray[np.int64],
+    output_tokens: NDArray[np.int64],
+    *,
+    name: str = "trace",
+    priority: NDArray[np.int64] | int = 0,
+    class_id: NDArray[np.int64] | int = 0,
+    class_names: tuple[str, ...] = ("default",),
+    chains: list[NDArray[np.int64]] | None = None,
+) -> Trace:
+    """Assemble a `Trace` from columns (``chains``: one id array per request)."""
+    rows = np.zeros(len(arrival_ns), REQUEST_DTYPE)
+    rows["arrival_ns"] = arrival_ns
+    rows["prompt_tokens"] = prompt_tokens
+    rows["output_tokens"] = output_tokens
+    rows["priority"] = priority
+    rows["class_id"] = class_id
+    block_ids = np.zeros(0, np.int64)
+    if chains is not None:
+        counts = np.array([len(chain) for chain in chains], np.int64)
+        rows["block_count"] = counts
+        rows["block_start"] = np.cumsum(counts) - counts
+        block_ids = np.concatenate(chains).astype(np.int64) if counts.sum() else block_ids
+    return Trace(rows, block_ids, class_names, name)

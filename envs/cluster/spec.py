@@ -1,0 +1,217 @@
+"""What a cluster is: validated, frozen descriptions that both engines read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from fleetgym.envs.cluster.latency import (
+    CatalogueRow,
+    LatencyModel,
+    LatencyTables,
+    find_row,
+    iteration_seconds,
+    latency_tables,
+)
+from fleetgym.envs.errors import UserError
+
+
+def _at_least(name: str, value: float, minimum: float) -> None:
+    if value < minimum:
+        raise UserError(f"{name}={value!r}: must be at least {minimum}")
+
+
+@dataclass(frozen=True)
+class EngineArgs:
+    """Scheduler settings of one vLLM instance, with vLLM's names and, but for one, its defaults.
+
+    Attributes
+    ----------
+    max_num_batched_tokens : int
+        Token budget of one iteration.
+    max_num_seqs : int
+        Requests in the running list at most.
+    max_model_len : int or None
+        Longest prompt + output in tokens; None: as many as the KV cache holds.
+    block_size : int
+        Tokens of one KV block.
+    num_gpu_blocks : int or None
+        KV blocks, one of them the unusable null block as in vLLM; None: from the catalogue.
+    enable_prefix_caching : bool
+        Content-addressed reuse of full KV blocks. vLLM's default is on; here it is off because most
+        request traces carry no block ids and then nothing could be shared.
+    async_scheduling : bool
+        Two iterations in flight (vLLM's default) instead of one.
+    scheduling_policy : {"fcfs", "priority"}
+        ``priority`` orders by (priority, arrival); a smaller priority is more important.
+    watermark : float
+        Share of the KV blocks that an admission must leave free while others run.
+    reserve_full_prompt : bool
+        Admit only if the whole known sequence fits in the free blocks now (a check, not a reservation).
+    cuda_graph_padding : bool
+        Pad the token count of an iteration to the next captured CUDA-graph size.
+    """
+
+    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 256
+    max_model_len: int | None = None
+    block_size: int = 16
+    num_gpu_blocks: int | None = None
+    enable_prefix_caching: bool = False
+    async_scheduling: bool = True
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    watermark: float = 0.0
+    reserve_full_prompt: bool = True
+    cuda_graph_padding: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _at_least("block_size", self.block_size, 1)
+        if self.max_model_len is not None:
+            _at_least("max_model_len", self.max_model_len, 2)
+        if self.num_gpu_blocks is not None:
+            _at_least("num_gpu_blocks", self.num_gpu_blocks, 2)
+        if not 0.0 <= self.watermark < 1.0:
+            raise UserError(f"watermark={self.watermark!r}: must lie in [0, 1)")
+        if self.scheduling_policy not in ("fcfs", "priority"):
+            raise UserError(f"scheduling_policy={self.scheduling_policy!r}: allowed: fcfs, priority")
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """One group of identical instances: hardware, model and scheduler settings.
+
+    Attributes
+    ----------
+    gpu, model, tp : str, str, int
+        Catalogue row (see `fleetgym.envs.cluster.latency.find_row`).
+    count : int
+        How many such instances.
+    dp : int
+        Data-parallel ranks that move in lock step behind one endpoint.
+    tier : str or None
+        Catalogue tier; None takes the most trusted one.
+    latency_scale : float
+        Extra factor on every iteration time (1.0: the catalogue's own scale).
+    engine : EngineArgs
+    latency : LatencyModel or None
+        Replaces the catalogue row's coefficients.
+    """
+
+    gpu: str
+    model: str
+    tp: int = 1
+    count: int = 1
+    dp: int = 1
+    tier: str | None = None
+    latency_scale: float = 1.0
+    engine: EngineArgs = field(default_factory=EngineArgs)
+    latency: LatencyModel | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("tp", self.tp, 1)
+        _at_least("count", self.count, 1)
+        _at_least("dp", self.dp, 1)
+        if not self.latency_scale > 0.0:
+            raise UserError(f"latency_scale={self.latency_scale!r}: must be positive")
+        if self.latency is None or self.engine.num_gpu_blocks is None:
+            find_row(self.gpu, self.model, self.tp, self.tier)
+        if self.max_model_len > self.kv_capacity_tokens:
+            raise UserError(
+                f"max_model_len={self.max_model_len}: must be at most the KV capacity of "
+                f"{self.gpu}/{self.model}/tp{self.tp}, {self.kv_capacity_tokens} tokens"
+            )
+
+    @property
+    def row(self) -> CatalogueRow:
+        """The catalogue row."""
+        return find_row(self.gpu, self.model, self.tp, self.tier)
+
+    @property
+    def num_gpu_blocks(self) -> int:
+        """KV blocks per rank, the null block included."""
+        if self.engine.num_gpu_blocks is not None:
+            return self.engine.num_gpu_blocks
+        return self.row.kv_capacity_tokens // self.engine.block_size
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Tokens that the usable KV blocks of one rank hold."""
+        return (self.num_gpu_blocks - 1) * self.engine.block_size
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt + output in tokens; a longer request is rejected at arrival."""
+        return self.engine.max_model_len or self.kv_capacity_tokens
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens per second of one full, prefill-only iteration, all ranks together."""
+        tokens = self.engine.max_num_batched_tokens
+        tables = self.tables()
+        seconds = iteration_seconds(tables, 0, tokens, 0, tokens * (tokens + 1)) + tables.moe_s[-1]
+        return self.dp * tokens / float(seconds)
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Output tokens per second of a decode iteration of 32 sequences of 1,024 tokens, all ranks together."""
+        batch = min(32, self.engine.max_num_seqs, self.engine.max_num_batched_tokens)
+        tables = self.tables()
+        moe = tables.moe_s[min(self.dp * batch, len(tables.moe_s) - 1)]
+        return self.dp * batch / float(iteration_seconds(tables, batch, 0, batch * 1024, 0) + moe)
+
+    def tables(self) -> LatencyTables:
+        """Iteration-latency tables of one rank."""
+        model = self.latency or self.row.latency
+        scaled = replace(
+            model, **{k: v * (1.0 if k == "moe_q" else self.latency_scale) for k, v in vars(model).items()}
+        )
+        return latency_tables(
+            scaled,
+            self.engine.max_num_batched_tokens,
+            self.engine.max_num_seqs,
+            self.engine.cuda_graph_padding,
+            self.dp,
+        )
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """A fleet behind one router: groups of instances, in instance order."""
+
+    instances: tuple[InstanceSpec, ...]
+    name: str = "cluster"
+
+    def __post_init__(self) -> None:
+        if not self.instances:
+            raise UserError("instances=[]: a cluster needs at least one instance")
+
+    @property
+    def expanded(self) -> tuple[InstanceSpec, ...]:
+        """One spec per instance (``count`` unrolled)."""
+        return tuple(replace(group, count=1) for group in self.instances for _ in range(group.count))
+
+    @property
+    def num_instances(self) -> int:
+        """N, the number of endpoints that a router chooses from."""
+        return sum(group.count for group in self.instances)
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Latency objectives of a request; the TTFT objective grows with the prompt (SMetric: 1 s + 62.5 ms per 1,000 tokens).
+
+    A request meets its SLO when ``TTFT <= ttft_s + ttft_s_per_1k_prompt_tokens * prompt / 1000`` and
+    its mean TPOT is at most ``tpot_s``.
+    """
+
+    ttft_s: float = 1.0
+    ttft_s_per_1k_prompt_tokens: float = 0.0625
+    tpot_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_s", "tpot_s"):
+            if not getattr(self, name) > 0.0:
+                raise UserError(f"{name}={getattr(self, name)!r}: must be positive")
+        _at_least("ttft_s_per_1k_prompt_tokens", self.ttft_s_per_1k_prompt_tokens, 0.0)

@@ -1,0 +1,32 @@
+"""Errors that a user can mend: one clear line each, exit code 2 from the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user asked for is impossible; the message names field, value and what is allowed."""
+
+
+class LivelockError(RuntimeError):
+    """An instance stopped making progress; the message names the instance and the request."""
+
+
+def did_you_mean(value: object, allowed: Iterable[str], limit: int = 3) -> str:
+    """Return ``"; did you mean ...? allowed: ..."`` for an unknown name.
+
+    Parameters
+    ----------
+    value : object
+        What the user wrote.
+    allowed : Iterable[str]
+        The known names.
+    limit : int
+        How many near matches to show.
+    """
+    names = sorted(allowed)
+    near = difflib.get_close_matches(str(value), names, n=limit, cutoff=0.4)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    return f"{hint} (allowed: {', '.join(names)})"

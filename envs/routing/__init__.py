@@ -1,0 +1,1 @@
+"""The routing environment: one step per arriving request."""

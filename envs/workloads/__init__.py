@@ -1,0 +1,1 @@
+"""Where requests come from: production traces, generators, arrival processes."""
