@@ -1,1 +1,20 @@
-"""Heuristic routing policies, named after their source."""
+"""Heuristic routing policies, named after their source.
+
+Importing this package registers all of them; `make_heuristic` builds one by name.
+"""
+
+from fleetgym.baselines import load, oracle, simple, speed_aware
+from fleetgym.baselines.base import REGISTRY, Heuristic, Policy, ScorePolicy, make_heuristic, register
+
+__all__ = [
+    "REGISTRY",
+    "Heuristic",
+    "Policy",
+    "ScorePolicy",
+    "load",
+    "make_heuristic",
+    "oracle",
+    "register",
+    "simple",
+    "speed_aware",
+]

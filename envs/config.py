@@ -37,11 +37,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     for name in values:
         if name not in fields:
             raise UserError(f"{where}.{name}: unknown field{did_you_mean(name, fields)}")
-    kwargs = {
-        name: _convert(hints[name], values[name], f"{where}.{name}")
-        for name in fields
-        if name in values
-    }
+    kwargs = {name: _convert(hints[name], values[name], f"{where}.{name}") for name in fields if name in values}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in kwargs:

@@ -1,0 +1,48 @@
+"""Rewards: a weighted sum of named terms that the engines measure between two decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetgym.envs.cluster.engine import TERM_NAMES
+from fleetgym.envs.errors import UserError
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """Weight of each term (units: reward per unit of the term; see ``TERM_NAMES``).
+
+    The default is minus the time integral of unfinished requests, in request-seconds. Summed over an
+    episode that is minus the total end-to-end latency (Little's law), paid as it accrues: dense and
+    unbiased. A rejected request would otherwise cost nothing and be worth seeking, so it is charged as
+    much as a request that stays for a minute.
+
+    Attributes
+    ----------
+    scale : float
+        Multiplies the weighted sum.
+    """
+
+    unfinished_request_s: float = -1.0
+    awaiting_first_token_request_s: float = 0.0
+    finished: float = 0.0
+    slo_met: float = 0.0
+    rejected: float = -60.0
+    preempted: float = 0.0
+    recomputed_tokens: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not np.isfinite(getattr(self, f.name)):
+                raise UserError(f"{f.name}={getattr(self, f.name)!r}: must be a finite number")
+        if not self.weights.any():
+            raise UserError("all weights are 0: at least one term must count")
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Weights in the order of ``TERM_NAMES``, scale included, shape (len(TERM_NAMES),)."""
+        return np.array([getattr(self, name) for name in TERM_NAMES]) * self.scale
