@@ -1,0 +1,93 @@
+"""Arrival processes: when requests come."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+
+from fleetgym.envs.errors import UserError
+
+_CELLS_PER_DRIFT = 10  # grid cells of the rate per correlation time
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """An arrival process with mean rate given by the workload.
+
+    Attributes
+    ----------
+    process : {"recorded", "poisson", "gamma", "deterministic"}
+        ``recorded`` keeps a trace's own times; ``deterministic`` spaces requests evenly.
+    cv : float or None
+        Coefficient of variation of the gaps, for ``gamma`` only (1 is Poisson, above 1 bursty).
+    drift_cv : float
+        Coefficient of variation of the slowly changing rate; 0 keeps it constant.
+    drift_s : float or None
+        Correlation time of that rate in seconds; needed where ``drift_cv`` > 0.
+
+    Notes
+    -----
+    With drift the rate is ``mean * exp(x - var/2)``, x a stationary first-order autoregressive Gaussian
+    process. This is the doubly stochastic (Cox) process that production traces show: counts in longer
+    windows vary more and more beyond Poisson, which independent gaps of any cv cannot do.
+    """
+
+    process: Literal["recorded", "poisson", "gamma", "deterministic"] = "poisson"
+    cv: float | None = None
+    drift_cv: float = 0.0
+    drift_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.process == "gamma") != (self.cv is not None):
+            raise UserError(f"cv={self.cv!r}: needed by process=gamma and by no other, process={self.process!r}")
+        if self.cv is not None and not 0.0 < self.cv < math.inf:
+            raise UserError(f"cv={self.cv!r}: must be positive")
+        if not 0.0 <= self.drift_cv < math.inf:
+            raise UserError(f"drift_cv={self.drift_cv!r}: must be at least 0")
+        if (self.drift_cv > 0.0) != (self.drift_s is not None):
+            raise UserError(f"drift_s={self.drift_s!r}: needed exactly where drift_cv > 0, drift_cv={self.drift_cv!r}")
+        if self.drift_s is not None and not 0.0 < self.drift_s < math.inf:
+            raise UserError(f"drift_s={self.drift_s!r}: must be positive")
+        if self.process == "recorded" and self.drift_cv:
+            raise UserError(f"drift_cv={self.drift_cv!r}: recorded arrivals have their own drift; must be 0")
+
+    def sample_ns(self, rng: np.random.Generator, count: int, rate_rps: float) -> NDArray[np.int64]:
+        """Draw ``count`` arrival times in ns, the first one 0, at a mean rate of ``rate_rps`` per second.
+
+        Raises
+        ------
+        UserError
+            The process is ``recorded``.
+        """
+        if self.process == "recorded":
+            raise UserError("arrivals.process='recorded': there is nothing recorded; allowed: poisson, gamma, ...")
+        if self.process == "deterministic":
+            times = np.arange(count, dtype=np.float64)
+        elif self.cv is None:
+            times = np.cumsum(rng.standard_exponential(count))
+        else:
+            times = np.cumsum(rng.gamma(self.cv**-2, self.cv**2, count))
+        times = self._warp(rng, times, rate_rps) if self.drift_cv else times / rate_rps
+        return np.rint((times - times[0]) * 1e9).astype(np.int64)
+
+    def _warp(self, rng: np.random.Generator, times: NDArray[np.float64], rate_rps: float) -> NDArray[np.float64]:
+        """Map unit-rate ``times`` to seconds through the inverse of the cumulative drifting rate."""
+        assert self.drift_s is not None
+        cell_s = self.drift_s / _CELLS_PER_DRIFT
+        decay = math.exp(-1.0 / _CELLS_PER_DRIFT)
+        variance = math.log1p(self.drift_cv**2)
+        last = rng.standard_normal()
+        cumulative = np.zeros(1)
+        while cumulative[-1] < times[-1]:
+            missing = (times[-1] - cumulative[-1]) / (rate_rps * cell_s)
+            noise = math.sqrt(1.0 - decay**2) * rng.standard_normal(int(1.2 * missing) + 4)
+            states, _ = lfilter([1.0], [1.0, -decay], noise, zi=[decay * last])
+            last = float(states[-1])
+            rates = rate_rps * np.exp(math.sqrt(variance) * states - variance / 2)
+            cumulative = np.concatenate([cumulative, cumulative[-1] + np.cumsum(rates * cell_s)])
+        return np.interp(times, cumulative, cell_s * np.arange(len(cumulative)))

@@ -1,0 +1,80 @@
+"""What every workload is: a validated description that yields one episode of requests at a time."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from fleetgym.envs.cluster.requests import Trace
+from fleetgym.envs.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload(ABC):
+    """A source of episodes.
+
+    Attributes
+    ----------
+    num_requests : int or None
+        Requests of one episode; None takes all that there are.
+    rate_rps : float or None
+        Mean arrival rate in requests per second to rescale to.
+    rate_scale : float or None
+        Factor on the native rate instead; > 1 compresses time. Neither of both: native rate.
+    rate_scale_range : tuple of float or None
+        ``[low, high]``: every episode draws a further factor, log-uniformly (load randomisation for training).
+    """
+
+    num_requests: int | None = None
+    rate_rps: float | None = None
+    rate_scale: float | None = None
+    rate_scale_range: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_requests is not None and self.num_requests < 1:
+            raise UserError(f"num_requests={self.num_requests!r}: must be at least 1, or null for all")
+        for name in ("rate_rps", "rate_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise UserError(f"{name}={value!r}: must be positive")
+        if self.rate_rps is not None and self.rate_scale is not None:
+            raise UserError(f"rate_scale={self.rate_scale!r}: give either rate_scale or rate_rps, not both")
+        bounds = self.rate_scale_range
+        if bounds is not None and not (len(bounds) == 2 and 0.0 < bounds[0] <= bounds[1] < math.inf):
+            raise UserError(f"rate_scale_range={list(bounds)!r}: must be [low, high] with 0 < low <= high")
+
+    @property
+    @abstractmethod
+    def native_rate_rps(self) -> float:
+        """Mean arrival rate without any rescaling, in requests per second."""
+
+    @property
+    def mean_rate_rps(self) -> float:
+        """Mean arrival rate of episodes in requests per second, before ``rate_scale_range``."""
+        return self.rate_rps if self.rate_rps is not None else self.native_rate_rps * (self.rate_scale or 1.0)
+
+    @abstractmethod
+    def episode(self, rng: np.random.Generator, num_requests: int | None = None) -> Trace:
+        """Return one episode: its first request arrives at 0, equal generator states give equal traces.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        num_requests : int, optional
+            Replaces the workload's own ``num_requests``.
+
+        Raises
+        ------
+        UserError
+            More requests than there are, or a file that is absent or malformed.
+        """
+
+    def draw_rate_rps(self, rng: np.random.Generator) -> float:
+        """Return the mean rate of the next episode in requests per second."""
+        if self.rate_scale_range is None:
+            return self.mean_rate_rps
+        low, high = self.rate_scale_range
+        return self.mean_rate_rps * math.exp(rng.uniform(math.log(low), math.log(high)))

@@ -1,0 +1,164 @@
+"""Fit a `Profile` to a trace and measure how good the fit is.
+
+``python -m fleetgym.envs.workloads.fit azure_conversation`` prints the fit quality of a data set (or of a CSV
+file of that format); with ``--write`` it also updates the embedded profile of that name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetgym.envs.cluster.requests import Trace
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.workloads.arrivals import Arrivals
+from fleetgym.envs.workloads.data import DATASETS, locate
+from fleetgym.envs.workloads.lengths import PROFILE_FILE, Lengths, Profile
+from fleetgym.envs.workloads.readers import read_azure
+
+PROMPT_QUANTILES, PROMPT_CLASSES, OUTPUT_QUANTILES = 401, 20, 101
+WINDOWS_S = (1, 10, 60, 300)
+
+
+def ks_distance(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
+    """Return the two-sample Kolmogorov-Smirnov distance: the largest gap between the empirical CDFs."""
+    a, b = np.sort(first), np.sort(second)
+    points = np.concatenate([a, b])
+    cdf_a = np.searchsorted(a, points, side="right") / len(a)
+    cdf_b = np.searchsorted(b, points, side="right") / len(b)
+    return float(np.abs(cdf_a - cdf_b).max())
+
+
+def gap_cv(arrival_ns: NDArray[np.int64]) -> float:
+    """Return the coefficient of variation of the gaps between arrivals."""
+    gaps = np.diff(arrival_ns)
+    return float(gaps.std() / gaps.mean())
+
+
+def dispersion(arrival_ns: NDArray[np.int64], window_s: float) -> float:
+    """Return variance over mean of the arrivals per window (1 for Poisson), over full windows."""
+    counts = np.bincount(((arrival_ns - arrival_ns[0]) / (window_s * 1e9)).astype(np.int64))[:-1]
+    return float(counts.var() / counts.mean())
+
+
+def fit_lengths(prompt: NDArray[np.int64], output: NDArray[np.int64]) -> Lengths:
+    """Return quantile tables: of the prompt, and of the output within prompt classes of equal probability."""
+    by_prompt = np.argsort(prompt, kind="stable")
+    classes = np.array_split(output[by_prompt], PROMPT_CLASSES)
+    table = [np.quantile(part, np.linspace(0, 1, OUTPUT_QUANTILES)) for part in classes]
+    return Lengths(np.quantile(prompt, np.linspace(0, 1, PROMPT_QUANTILES)).round(1), np.array(table).round(1))
+
+
+def fit_arrivals(arrival_ns: NDArray[np.int64]) -> Arrivals:
+    """Fit a Poisson process with log-normal drift to the counts per 10 s by moments.
+
+    The variance of counts beyond Poisson gives ``drift_cv``; the lag at which their autocovariance has fallen
+    to 1/e of it gives ``drift_s`` (at least one window).
+    """
+    window_s = 10.0
+    counts = np.bincount(((arrival_ns - arrival_ns[0]) / (window_s * 1e9)).astype(np.int64))[:-1].astype(float)
+    excess = counts.var() - counts.mean()
+    if excess <= 0:
+        return Arrivals("poisson")
+    centred = counts - counts.mean()
+    lags = range(1, len(counts) // 3)
+    correlation = [float(np.mean(centred[:-lag] * centred[lag:]) / excess) for lag in lags]
+    below = next((lag for lag, value in zip(lags, correlation, strict=True) if value < np.exp(-1)), len(lags))
+    drift_cv = float(np.sqrt(excess) / counts.mean())
+    return Arrivals("poisson", drift_cv=round(drift_cv, 3), drift_s=round(below * window_s, 1))
+
+
+def fit_profile(trace: Trace) -> Profile:
+    """Fit everything that the generator needs."""
+    rows = trace.requests
+    span_s = float(rows["arrival_ns"][-1]) * 1e-9
+    rate_rps = round((len(trace) - 1) / span_s, 4)
+    lengths = fit_lengths(rows["prompt_tokens"].astype(np.int64), rows["output_tokens"].astype(np.int64))
+    source = f"{trace.name}: {len(trace)} requests in {span_s:.0f} s"
+    return Profile(source, rate_rps, fit_arrivals(rows["arrival_ns"]), lengths)
+
+
+def length_quality(profile: Profile, trace: Trace, rng: np.random.Generator, draws: int = 200_000) -> dict[str, float]:
+    """Compare generated lengths with the trace's: KS distances, errors of mean and quantiles in percent.
+
+    ``between_halves`` is the yardstick: the KS distance between the trace's own first and second half.
+    """
+    rows = trace.requests
+    prompt, output = rows["prompt_tokens"].astype(np.int64), rows["output_tokens"].astype(np.int64)
+    made_prompt, made_output = profile.lengths.sample(rng, draws)
+    edges = np.quantile(prompt, [0.25, 0.5, 0.75])
+    real_class, made_class = np.searchsorted(edges, prompt), np.searchsorted(edges, made_prompt)
+    report = {
+        "ks_prompt": ks_distance(made_prompt, prompt),
+        "ks_output": ks_distance(made_output, output),
+        "ks_total": ks_distance(made_prompt + made_output, prompt + output),
+        "ks_output_given_prompt_quartile_max": max(
+            ks_distance(made_output[made_class == k], output[real_class == k]) for k in range(4)
+        ),
+    }
+    for name, real, made in (("prompt", prompt, made_prompt), ("output", output, made_output)):
+        report[f"{name}_mean_error_pct"] = 100.0 * float(made.mean() / real.mean() - 1.0)
+        for q in (0.5, 0.9, 0.99):
+            error = float(np.quantile(made, q) / np.quantile(real, q) - 1.0)
+            report[f"{name}_p{q * 100:.0f}_error_pct"] = 100.0 * error
+    half = len(trace) // 2
+    report["ks_prompt_between_halves"] = ks_distance(prompt[:half], prompt[half:])
+    report["ks_output_between_halves"] = ks_distance(output[:half], output[half:])
+    return report
+
+
+def arrival_quality(
+    profile: Profile, trace: Trace, rng: np.random.Generator, replications: int = 20
+) -> dict[str, float]:
+    """Compare arrival statistics of the trace with their means over replications of the same length."""
+    real_ns = trace.requests["arrival_ns"]
+    made = [profile.arrivals.sample_ns(rng, len(trace), profile.rate_rps) for _ in range(replications)]
+    report = {
+        "ks_gap": ks_distance(np.concatenate([np.diff(times) for times in made]), np.diff(real_ns)),
+        "gap_cv_trace": gap_cv(real_ns),
+        "gap_cv_fit": float(np.mean([gap_cv(times) for times in made])),
+    }
+    for window_s in WINDOWS_S:
+        report[f"dispersion_{window_s}s_trace"] = dispersion(real_ns, window_s)
+        report[f"dispersion_{window_s}s_fit"] = float(np.mean([dispersion(times, window_s) for times in made]))
+    return report
+
+
+def _write(name: str, profile: Profile) -> Path:
+    path = Path(__file__).with_name(PROFILE_FILE)
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known[name] = profile.to_json()
+    path.write_text(json.dumps(known, separators=(",", ":")).replace("],[", "],\n[") + "\n", encoding="utf-8")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the fit quality of a trace; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m fleetgym.envs.workloads.fit", description=__doc__)
+    parser.add_argument("trace", help="data set name or path of a CSV file")
+    parser.add_argument("--write", action="store_true", help="update the embedded profile of this name")
+    args = parser.parse_args(argv)
+    try:
+        known = args.trace in DATASETS
+        trace = read_azure(locate(None if known else args.trace, args.trace if known else None))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    profile = fit_profile(trace)
+    print(f"{profile.source}; {profile.rate_rps} requests/s; {profile.arrivals}")
+    rng = np.random.default_rng(0)
+    for name, value in {**length_quality(profile, trace, rng), **arrival_quality(profile, trace, rng)}.items():
+        print(f"{name:40s} {value:10.4f}")
+    if args.write:
+        print(f"wrote {_write(args.trace if known else Path(args.trace).stem, profile)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
