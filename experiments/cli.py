@@ -57,7 +57,7 @@ class Task:
         """Run the body; every failure leaves as `CommandFailed`, with the traceback of where it happened."""
         try:
             return self._body(cfg)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 every failure must leave as an exit code
             if (line := _user_line(error)) is not None:
                 raise CommandFailed(line, 2) from None
             raise CommandFailed(traceback.format_exc(), 1) from None
@@ -120,7 +120,7 @@ def guard(call: Callable[[], Any], config_name: str | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 every failure must become an exit code
         line = _user_line(error, config_name)
         print(line if line is not None else traceback.format_exc().rstrip(), file=sys.stderr)
         return 1 if line is None else 2

@@ -109,7 +109,7 @@ def _unknown_key(key: str, error: Exception, config_name: str) -> str:
 
 
 def _group_choices(key: str) -> list[str]:
-    """Overrides of this process that choose a group's option, but for ``key``: they decide which keys exist."""
+    """Return this process's overrides that choose a group's option, but for ``key``: they decide which keys exist."""
     words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(words)
     groups = (o for o in parsed if "." not in o.key_or_group and o.key_or_group != key and not o.is_sweep_override())
