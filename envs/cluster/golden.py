@@ -1,0 +1,314 @@
+"""Replay of recorded scheduler traces: does a scheduler decide, step by step, what vLLM decided?
+
+A golden file is gzip JSONL, one case per line: settings, requests, and one record per ``schedule()`` call of vLLM
+0.32. Any scheduler behind the small `GoldenScheduler` protocol can be driven through a case::
+
+    report = replay_file("golden.jsonl.gz")
+    print(report.matched, report.total, report.by_tag, report.failures)
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from fleetgym.envs.cluster.scheduler import Request, Scheduler, StepPlan
+from fleetgym.envs.cluster.spec import EngineArgs
+from fleetgym.envs.errors import UserError
+
+Case = Mapping[str, Any]
+Pairs = list[list[int]]
+
+
+class UnsupportedCaseError(Exception):
+    """A scheduler cannot run a case; the message says why. The case counts as skipped."""
+
+
+class Step(NamedTuple):
+    """One ``schedule()`` call in plain numbers: pairs of [request, tokens] in the scheduler's order."""
+
+    scheduled: Pairs
+    hits: Pairs
+    preempted: Pairs
+
+
+class Counts(NamedTuple):
+    """State of a scheduler between calls."""
+
+    running: int
+    waiting: int
+    free_blocks: int
+
+
+class GoldenScheduler(Protocol):
+    """What a scheduler must offer to be replayed; requests are named by their index in the case."""
+
+    def add(self, request: int) -> None:
+        """Let a request arrive."""
+
+    def schedule(self) -> Step:
+        """Compose an iteration and put it in flight."""
+
+    def update(self) -> list[int]:
+        """Return the oldest iteration in flight; give the requests that finish."""
+
+    def counts(self) -> Counts:
+        """Running and waiting requests and free blocks."""
+
+
+class Record(NamedTuple):
+    """One ``schedule()`` call; the field names are those of the file."""
+
+    k: int
+    s: Pairs
+    h: Pairs
+    p: Pairs
+    r: int
+    w: int
+    b: int
+    f: list[int]
+
+
+@dataclass
+class Replay:
+    """All that a replay of one case can be compared by."""
+
+    records: list[Record] = field(default_factory=list)
+    end: str = ""
+    unfinished: list[int] = field(default_factory=list)
+    preemptions: list[int] = field(default_factory=list)
+    final_free_blocks: int = 0
+
+
+class Difference(NamedTuple):
+    """First disagreement of a replay; ``step`` is -1 for a field of the whole case."""
+
+    seed: int
+    tags: tuple[str, ...]
+    step: int
+    field: str
+    expected: object
+    got: object
+
+
+@dataclass
+class GoldenReport:
+    """Outcome of a file.
+
+    Attributes
+    ----------
+    matched, total, skipped : int
+        ``total`` does not count skipped cases.
+    by_tag : dict of str to [matched, total]
+        A case without tags counts under ``plain``, one with several under each.
+    failures : list of Difference
+    skips : list of (seed, reason)
+    """
+
+    matched: int = 0
+    total: int = 0
+    skipped: int = 0
+    by_tag: dict[str, list[int]] = field(default_factory=dict)
+    failures: list[Difference] = field(default_factory=list)
+    skips: list[tuple[int, str]] = field(default_factory=list)
+
+
+class ReferenceReplay:
+    """The reference `Scheduler` behind the `GoldenScheduler` protocol."""
+
+    def __init__(self, case: Case) -> None:
+        config = case["config"]
+        self._requests = [case_request(case, index) for index in range(len(case["requests"]))]
+        self._scheduler = Scheduler(case_args(case), config["num_gpu_blocks"], config["max_model_len"])
+        self._flight: deque[StepPlan] = deque()
+
+    def add(self, request: int) -> None:
+        """Let a request arrive."""
+        self._scheduler.add(self._requests[request])
+
+    def schedule(self) -> Step:
+        """Compose an iteration and put it in flight."""
+        plan = self._scheduler.schedule()
+        self._flight.append(plan)
+        return Step(_pairs(plan.scheduled), _pairs(plan.hits), _pairs(plan.preempted))
+
+    def update(self) -> list[int]:
+        """Return the oldest iteration in flight; give the requests that finish."""
+        returned = self._scheduler.update(self._flight.popleft())
+        return [request.index for request in returned if request.generated == request.output_tokens]
+
+    def counts(self) -> Counts:
+        """Running and waiting requests and free blocks."""
+        scheduler = self._scheduler
+        return Counts(len(scheduler.running), len(scheduler.waiting), scheduler.pool.free)
+
+
+def case_args(case: Case) -> EngineArgs:
+    """Scheduler settings of a case.
+
+    Raises
+    ------
+    UnsupportedCaseError
+        The case uses a mechanism that is not modelled.
+    """
+    config = case["config"]
+    if config.get("long_prefill_token_threshold", 0):
+        raise UnsupportedCaseError("long_prefill_token_threshold is not modelled")
+    return EngineArgs(
+        max_num_batched_tokens=config["max_num_batched_tokens"],
+        max_num_seqs=config["max_num_seqs"],
+        max_model_len=config["max_model_len"],
+        block_size=config["block_size"],
+        num_gpu_blocks=config["num_gpu_blocks"],
+        enable_prefix_caching=config["prefix_caching"],
+        async_scheduling=config["depth"] == 2,
+        scheduling_policy=config["policy"],
+        watermark=config["watermark"],
+        reserve_full_prompt=config["reserve_full_isl"],
+    )
+
+
+def case_request(case: Case, index: int) -> Request:
+    """Request ``index`` of a case; its chain of content ids is unrolled from ``[first, count]`` ranges."""
+    row = case["requests"][index]
+    chain = [first + offset for first, count in row.get("chain", ()) for offset in range(count)]
+    return Request(index, row["prompt"], row["output"], row.get("prio", 0), row.get("t", 0), chain)
+
+
+def replay(case: Case, make_scheduler: Callable[[Case], GoldenScheduler] = ReferenceReplay) -> Replay:
+    """Drive a scheduler through a case, in the order of calls in which the file was recorded."""
+    scheduler = make_scheduler(case)
+    depth, arrivals = case["config"]["depth"], [row["step"] for row in case["requests"]]
+    pending = deque(sorted(range(len(arrivals)), key=lambda index: (arrivals[index], index)))
+    out = Replay(unfinished=list(range(len(arrivals))), preemptions=[0] * len(arrivals))
+    flight: deque[bool] = deque()  # whether each output in flight is empty
+    k = 0
+    while not out.end:
+        while pending and arrivals[pending[0]] <= k:
+            scheduler.add(pending.popleft())
+        counts = scheduler.counts()
+        if counts.running or counts.waiting:
+            step = scheduler.schedule()
+            out.records.append(Record(k, *step, *scheduler.counts(), []))
+            for request, _ in step.preempted:
+                out.preemptions[request] += 1
+            k += 1
+            flight.append(not step.scheduled)
+            if all(flight) and not step.preempted:  # blocked: only an arrival can change anything
+                while flight:
+                    flight.popleft()
+                    scheduler.update()
+                if not pending:
+                    out.end = "stuck"
+                    continue
+                k = max(k, arrivals[pending[0]])
+                continue
+            if len(flight) < depth:
+                continue
+        elif not flight:
+            if not pending:
+                out.end = "done"
+                continue
+            k = max(k, arrivals[pending[0]])
+            continue
+        flight.popleft()
+        for request in scheduler.update():
+            out.records[-1].f.append(request)
+            out.unfinished.remove(request)
+    out.final_free_blocks = scheduler.counts().free_blocks
+    return out
+
+
+def expected_records(case: Case) -> Iterator[Record]:
+    """Records of a case with the merged ones unrolled, one per ``schedule()`` call."""
+    for record in case["trace"]:
+        repeats = record.get("n", 1)
+        free = [value for value, count in record["b"] for _ in range(count)] if repeats > 1 else [record["b"]]
+        for offset in range(repeats):
+            first, last = offset == 0, offset == repeats - 1
+            yield Record(
+                record["k"] + offset,
+                record["s"],
+                record.get("h", []) if first else [],
+                record.get("p", []) if first else [],
+                record["r"],
+                record["w"],
+                free[offset],
+                record.get("f", []) if last else [],
+            )
+
+
+def compare(case: Case, got: Replay) -> Difference | None:
+    """Give the first field in which a replay differs from the recorded case, or None."""
+
+    def difference(step: int, name: str, expected: object, value: object) -> Difference:
+        return Difference(case["seed"], tuple(case["tags"]), step, name, expected, value)
+
+    expected = list(expected_records(case))
+    for wanted, record in zip(expected, got.records, strict=False):
+        for name, left, right in zip(Record._fields, wanted, record, strict=True):
+            if left != right:
+                return difference(wanted.k, name, left, right)
+    whole = {
+        "steps": (case["steps"], len(got.records)),
+        "records": (len(expected), len(got.records)),
+        "end": (case["end"], got.end),
+        "unfinished": (case.get("unfinished", []), got.unfinished),
+        "preemptions": (case["preemptions"], got.preemptions),
+        "final_free_blocks": (case["final_free_blocks"], got.final_free_blocks),
+    }
+    return next((difference(-1, name, left, right) for name, (left, right) in whole.items() if left != right), None)
+
+
+def load_cases(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Read a golden file case by case.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read or a line is not a case; names file and line.
+    """
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):  # noqa: B007
+                case = json.loads(line)
+                missing = {"seed", "tags", "config", "requests", "trace", "steps", "end"} - set(case)
+                if missing:
+                    raise UserError(f"{path}, line {number}: not a golden case, lacks {', '.join(sorted(missing))}")
+                yield case
+    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}, after line {number}: not a gzip JSONL golden file ({error})") from None
+
+
+def replay_file(
+    path: str | Path, make_scheduler: Callable[[Case], GoldenScheduler] = ReferenceReplay
+) -> GoldenReport:
+    """Replay and compare every case of a file."""
+    report = GoldenReport()
+    for case in load_cases(path):
+        try:
+            difference = compare(case, replay(case, make_scheduler))
+        except UnsupportedCaseError as reason:
+            report.skipped += 1
+            report.skips.append((case["seed"], str(reason)))
+            continue
+        matched = difference is None
+        report.matched += matched
+        report.total += 1
+        if difference is not None:
+            report.failures.append(difference)
+        for tag in case["tags"] or ["plain"]:
+            tally = report.by_tag.setdefault(tag, [0, 0])
+            tally[0] += matched
+            tally[1] += 1
+    return report
+
+
+def _pairs(items: list[tuple[Request, int]]) -> Pairs:
+    return [[request.index, tokens] for request, tokens in items]
