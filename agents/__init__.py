@@ -1,1 +1,4 @@
-"""Learning agents: SB3 factories, networks, export."""
+"""Learning agents: SB3 factories, networks, export.
+
+Nothing is imported here, so that `fleetgym.agents.bundle` works without torch.
+"""

@@ -1,0 +1,86 @@
+"""One small factory for the learning algorithms of SB3 and sb3-contrib."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from fleetgym.agents.networks import SchemaExtractor
+from fleetgym.agents.scorer import MaskableScorerPolicy, ScorerPolicy
+from fleetgym.agents.vec_env import FleetVecEnv
+from fleetgym.envs.errors import UserError, did_you_mean
+
+ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"ppo": PPO, "maskable_ppo": MaskablePPO, "dqn": DQN}
+_OWN = ("self", "policy", "env", "seed", "verbose", "tensorboard_log", "device", "_init_setup_model", "policy_kwargs")
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """A learning algorithm and its settings.
+
+    Attributes
+    ----------
+    algorithm : {"ppo", "maskable_ppo", "dqn"}
+    network : {"mlp", "scorer"}
+        ``mlp``: SB3's MLP over the flattened rows, for one fixed N. ``scorer``: one network shared over
+        rows, for any N (`fleetgym.agents.scorer`).
+    num_envs : int
+        Environments stepped together.
+    hyperparameters : mapping
+        Keyword arguments of the algorithm's class.
+    policy_kwargs : mapping
+        Keyword arguments of the policy's class (``net_arch`` ...).
+    """
+
+    algorithm: Literal["ppo", "maskable_ppo", "dqn"]
+    network: Literal["mlp", "scorer"] = "mlp"
+    num_envs: int = 128
+    name: str = ""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.num_envs < 1:
+            raise UserError(f"num_envs={self.num_envs}: must be at least 1")
+        if self.network == "scorer" and self.algorithm == "dqn":
+            raise UserError("network='scorer': not available for algorithm='dqn' (allowed: mlp)")
+        allowed = [n for n in inspect.signature(ALGORITHMS[self.algorithm].__init__).parameters if n not in _OWN]
+        for key in self.hyperparameters:
+            if key not in allowed:
+                raise UserError(f"hyperparameters.{key}: unknown for {self.algorithm}{did_you_mean(key, allowed)}")
+
+
+def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
+    """Build an untrained model on ``env``; everything random follows from ``seed``."""
+    policy, policy_kwargs = _policy(spec, env.env.config.features)
+    return ALGORITHMS[spec.algorithm](
+        policy,  # type: ignore[arg-type]
+        env,
+        seed=seed,
+        device="cpu",
+        policy_kwargs=policy_kwargs,
+        **_values(spec.hyperparameters),
+    )
+
+
+def _policy(spec: AgentSpec, features: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+    kwargs = _values(spec.policy_kwargs)
+    if isinstance(kwargs.get("activation_fn"), str):
+        kwargs["activation_fn"] = getattr(torch.nn, kwargs["activation_fn"])
+    if spec.network == "scorer":
+        policy = MaskableScorerPolicy if spec.algorithm == "maskable_ppo" else ScorerPolicy
+        return policy, {"features": features, **kwargs}
+    extractor = {"features_extractor_class": SchemaExtractor, "features_extractor_kwargs": {"features": features}}
+    return "MlpPolicy", {**extractor, **kwargs}
+
+
+def _values(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy, with lists as lists: SB3 pickles what it is given."""
+    return {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in mapping.items()}

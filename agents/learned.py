@@ -1,0 +1,94 @@
+"""A trained SB3 model as a policy like any other.
+
+SB3 zips hold pickled objects: load only files that you trust, e.g. your own. What leaves the gym is the
+bundle of `fleetgym.agents.bundle`, which runs no code when loaded.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import DQN
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from fleetgym.agents.checkpoint import read_card
+from fleetgym.agents.factory import ALGORITHMS
+from fleetgym.envs import ROUTING_ID
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.features import schema_digest
+
+
+class LearnedPolicy:
+    """Greedy actions of a trained model: the allowed instance with the highest logit or Q value.
+
+    Parameters
+    ----------
+    model : BaseAlgorithm
+    features : tuple of str
+        Columns that the model was trained on.
+    name : str
+    """
+
+    kind = "learned"
+
+    def __init__(self, model: BaseAlgorithm, features: tuple[str, ...], name: str = "learned") -> None:
+        self.model = model
+        self.features = features
+        self.name = name
+        self._policy: Any = model.policy
+        self._policy.set_training_mode(False)
+        shape = model.observation_space.shape
+        assert shape is not None
+        self.num_instances: int | None = None if getattr(self._policy, "any_num_instances", False) else shape[0]
+
+    def reset(self, seeds: Sequence[int], num_instances: int) -> None:
+        """Check that the model fits a fleet of ``num_instances``; it keeps no state."""
+        if self.num_instances not in (None, num_instances):
+            raise UserError(
+                f"checkpoint: {self.name} was trained for exactly {self.num_instances} instances, the cluster has "
+                f"{num_instances}; agent=ppo_scorer handles any number"
+            )
+
+    def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Choose the best allowed instance per environment (`fleetgym.baselines.base.Policy.act`)."""
+        scores = self.scores(observation)
+        return np.where(mask, scores, -np.inf).argmax(axis=1)
+
+    def scores(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits or Q values, shape (B, N)."""
+        with torch.no_grad():
+            tensor = torch.as_tensor(observation)
+            if isinstance(self.model, DQN):
+                out = self._policy.q_net(tensor)
+            else:
+                out = self._policy.get_distribution(tensor).distribution.logits
+        return np.asarray(out.numpy())
+
+
+def load_checkpoint(path: str | Path, name: str | None = None) -> LearnedPolicy:
+    """Load a zip that training wrote, together with the card beside it.
+
+    Raises
+    ------
+    UserError
+        The file is absent, no SB3 zip, or of another environment or observation schema.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"checkpoint={str(path)!r}: no such file")
+    if not zipfile.is_zipfile(file):
+        raise UserError(f"checkpoint={str(path)!r}: not a checkpoint that training wrote (no zip archive)")
+    card = read_card(file)
+    if card["env_id"] != ROUTING_ID:
+        raise UserError(f"checkpoint={str(path)!r}: trained for {card['env_id']!r}, not for {ROUTING_ID!r}")
+    features = tuple(card["features"])
+    if card["schema_digest"] != schema_digest(features):
+        raise UserError(f"checkpoint={str(path)!r}: trained with another version of the observation schema")
+    model = ALGORITHMS[card["algorithm"]].load(file, device="cpu")
+    return LearnedPolicy(model, features, name or str(card.get("name", file.stem)))

@@ -1,0 +1,216 @@
+"""B routing problems over one engine: what the single and the vector environment share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from fleetgym.envs.cluster.engine import SIGNAL_INDEX, TERM_NAMES, make_engine
+from fleetgym.envs.cluster.metrics import per_request
+from fleetgym.envs.cluster.requests import Trace
+from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
+from fleetgym.envs.config import build
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.features import FEATURES, observation_space, select
+from fleetgym.envs.rewards import RewardSpec
+from fleetgym.envs.routing.load import saturation_rps
+from fleetgym.envs.workloads.base import Workload, make_workload
+
+DEFAULT_CLUSTER = ClusterSpec(
+    (
+        InstanceSpec("RTXPRO6000", "Llama-3.1-8B", tier="A", count=4),
+        InstanceSpec("RTX4090", "Llama-3.1-8B", tier="A", count=4),
+    ),
+    name="rtxpro6000_x4_rtx4090_x4",
+)
+DEFAULT_WORKLOAD: Mapping[str, Any] = {"kind": "synthetic"}
+DEFAULT_LOAD = 0.85
+
+
+@dataclass(frozen=True)
+class RoutingConfig:
+    """One routing problem, resolved and validated.
+
+    Attributes
+    ----------
+    cluster : ClusterSpec
+    workload : Workload
+    num_requests : int or None
+        Decisions of an episode; None: as many as the workload holds.
+    load : tuple of float or None
+        Offered load as a fraction of the measured saturation rate of the available instances, drawn
+        log-uniformly from the pair per episode; None: arrivals as the workload has them.
+    available : tuple of int or None
+        How many instances exist in an episode, drawn uniformly from the pair; None: all of them.
+    features : tuple of str
+        Columns of the observation.
+    reward : RewardSpec
+    slo : Slo
+    engine : {"kernel", "reference"}
+    """
+
+    cluster: ClusterSpec
+    workload: Workload
+    num_requests: int | None
+    load: tuple[float, float] | None
+    available: tuple[int, int] | None
+    features: tuple[str, ...]
+    reward: RewardSpec
+    slo: Slo
+    engine: str
+
+
+def _pair(name: str, value: Any, low: float, high: float) -> Any:
+    """Turn a number or a [low, high] list into a checked pair."""
+    if value is None:
+        return None
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in pair)
+    if len(pair) != 2 or not numbers or not low <= pair[0] <= pair[1] <= high:
+        raise UserError(f"{name}={value!r}: must be a number or [low, high] within [{low:g}, {high:g}]")
+    return pair
+
+
+def resolve(
+    *,
+    cluster: ClusterSpec | Mapping[str, Any] | None = None,
+    workload: Workload | Mapping[str, Any] | None = None,
+    num_requests: int | None = 1000,
+    load: float | Sequence[float] | None = DEFAULT_LOAD,
+    available: int | Sequence[int] | None = None,
+    features: Sequence[str] | None = None,
+    oracle: bool = False,
+    reward: RewardSpec | Mapping[str, Any] | None = None,
+    slo: Slo | Mapping[str, Any] | None = None,
+    engine: str = "kernel",
+) -> RoutingConfig:
+    """Validate the arguments of an environment; mappings are built into their dataclasses.
+
+    Raises
+    ------
+    UserError
+        Naming the field, the value and what is allowed.
+    """
+    spec = DEFAULT_CLUSTER if cluster is None else cluster
+    spec = spec if isinstance(spec, ClusterSpec) else build(ClusterSpec, spec, "cluster")
+    source = DEFAULT_WORKLOAD if workload is None else workload
+    if num_requests is not None and num_requests < 2:
+        raise UserError(f"num_requests={num_requests}: must be at least 2")
+    return RoutingConfig(
+        cluster=spec,
+        workload=make_workload(source) if isinstance(source, Mapping) else source,
+        num_requests=num_requests,
+        load=_pair("load", load, 0.01, 10.0),
+        available=_pair("available", available, 1, spec.num_instances),
+        features=tuple(f.name for f in select(features, oracle=oracle)),
+        reward=reward if isinstance(reward, RewardSpec) else build(RewardSpec, reward or {}, "reward"),
+        slo=slo if isinstance(slo, Slo) else build(Slo, slo or {}, "slo"),
+        engine=engine,
+    )
+
+
+class RoutingBatch:
+    """B independent episodes of one `RoutingConfig`.
+
+    Episode ``i`` draws from its own generator ``rngs[i]``, so nothing depends on B.
+
+    Attributes
+    ----------
+    engine : Engine
+    rewards : ndarray of float64, shape (B,)
+        Rewards of the last step.
+    """
+
+    def __init__(self, config: RoutingConfig, batch: int) -> None:
+        self.config = config
+        self.engine = make_engine(
+            config.engine, config.cluster, batch, high=[f.high for f in FEATURES], slo=config.slo
+        )
+        self.rngs: list[np.random.Generator] = [np.random.default_rng() for _ in range(batch)]
+        self.traces: list[Trace | None] = [None] * batch
+        self.rewards = np.zeros(batch)
+        self._weights = config.reward.weights
+        columns = [SIGNAL_INDEX[name] for name in config.features]
+        contiguous = columns == list(range(columns[0], columns[0] + len(columns)))
+        self._columns: Any = slice(columns[0], columns[-1] + 1) if contiguous else columns
+        self._saturation_rps = np.zeros(0)
+        if config.load is not None:
+            self._saturation_rps = np.array([saturation_rps(s, config.workload) for s in config.cluster.expanded])
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        """Space of one observation, ``Box(N, F)``."""
+        return observation_space(select(self.config.features, oracle=True), self.config.cluster.num_instances)
+
+    def observations(self) -> NDArray[np.float32]:
+        """Return the observations at the pending decisions, shape (B, N, F), a copy."""
+        return self.engine.obs[:, :, self._columns].copy()
+
+    def observation(self, index: int) -> NDArray[np.float32]:
+        """Return one observation, shape (N, F), a copy."""
+        return self.engine.obs[index][:, self._columns].copy()
+
+    def start(self, index: int, num_requests: int | None = None) -> None:
+        """Begin a new episode in environment ``index``."""
+        rng = self.rngs[index]
+        config = self.config
+        available = self._draw_available(rng)
+        trace = config.workload.episode(rng, num_requests or config.num_requests)
+        if config.load is not None:
+            low, high = config.load
+            load = low if low == high else float(np.exp(rng.uniform(np.log(low), np.log(high))))
+            rate_rps = load * float(self._saturation_rps[available].sum())
+            trace = at_rate(trace, config.workload.mean_rate_rps / rate_rps)
+        self.traces[index] = trace
+        self.engine.reset(index, trace, available)
+
+    def _draw_available(self, rng: np.random.Generator) -> NDArray[np.bool_]:
+        n = self.config.cluster.num_instances
+        mask = np.ones(n, np.bool_)
+        if self.config.available is not None:
+            low, high = self.config.available
+            count = int(rng.integers(low, high + 1))
+            mask[:] = False
+            mask[rng.permutation(n)[:count]] = True
+        return mask
+
+    def step(self, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Dispatch all pending requests; return the rewards, shape (B,), a new array."""
+        self.engine.step(actions)
+        return self.engine.terms @ self._weights
+
+    def terms(self, index: int) -> dict[str, float]:
+        """Return the named, unweighted reward terms of the last step of one environment."""
+        return dict(zip(TERM_NAMES, self.engine.terms[index].tolist(), strict=True))
+
+    def finish(self, index: int) -> dict[str, float]:
+        """Run a finished episode's cluster dry and return its latency metrics."""
+        trace = self.traces[index]
+        assert trace is not None
+        self.engine.drain(index)
+        columns = per_request(trace, self.engine.results(index), self.config.slo)
+        return {
+            "mean_ttft_s": _mean(columns["ttft_s"]),
+            "mean_tpot_s": _mean(columns["tpot_s"]),
+            "mean_e2e_s": _mean(columns["e2e_s"]),
+            "slo_attainment": float(columns["slo_met"].mean()),
+            "rejected": float((columns["status"] == "rejected").sum()),
+            "preemptions": float(columns["preemptions"].sum()),
+        }
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
+
+
+def at_rate(trace: Trace, factor: float) -> Trace:
+    """Stretch the arrival times by ``factor`` (below 1: faster), in whole nanoseconds."""
+    rows = trace.requests.copy()
+    rows["arrival_ns"] = np.rint(rows["arrival_ns"] * factor).astype(np.int64)
+    return Trace(rows, trace.block_ids, trace.class_names, trace.name)

@@ -1,0 +1,47 @@
+"""Offered load as a fraction of what an instance can serve: the saturation rate, measured by simulation."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from fleetgym.envs.cluster.engine import make_engine
+from fleetgym.envs.cluster.requests import FINISHED, Trace
+from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.workloads.base import Workload
+
+_PROBE_REQUESTS = 3000
+
+
+@functools.lru_cache(maxsize=256)
+def saturation_rps(instance: InstanceSpec, workload: Workload) -> float:
+    """Requests per second that one instance finishes while its queue never empties.
+
+    The workload's requests all arrive at once; the rate is that of the middle half of the finishes,
+    which leaves out the initial ramp and the final drain.
+
+    Raises
+    ------
+    UserError
+        The instance rejects so many of the requests that no rate can be measured.
+    """
+    trace = workload.episode(np.random.default_rng(0))
+    rows = np.resize(trace.requests, _PROBE_REQUESTS)  # cut, or repeated from the beginning
+    rows["arrival_ns"] = 0
+    engine = make_engine("kernel", ClusterSpec((instance,)), 1)
+    engine.reset(0, Trace(rows, trace.block_ids, trace.class_names, trace.name))
+    engine.run(np.zeros((1, len(rows)), np.int64))
+    engine.drain(0)
+    results = engine.results(0)
+    finish_ns = np.sort(results["finish_ns"][results["status"] == FINISHED])
+    if len(finish_ns) < 8 or len(finish_ns) < 0.5 * len(rows):
+        raise UserError(
+            f"load: {instance.gpu}/{instance.model}/tp{instance.tp} can hold only {len(finish_ns)} of {len(rows)} "
+            f"requests of {trace.name}: choose a larger KV cache or max_model_len"
+        )
+    first, last = len(finish_ns) // 4, 3 * len(finish_ns) // 4
+    # A rejected request costs nothing, so the rate counts all that arrived.
+    share = len(rows) / len(finish_ns)
+    return float(share * (last - first) / ((finish_ns[last] - finish_ns[first]) * 1e-9))

@@ -1,0 +1,103 @@
+"""``fleetgym leaderboard``: rank policies on the same arrivals over several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from fleetgym.baselines import Policy
+from fleetgym.envs.cluster.metrics import flatten
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.routing.batch import RoutingConfig
+from fleetgym.experiments.cli import command
+from fleetgym.experiments.config import plain
+from fleetgym.experiments.problem import exported, learned, make_policy, routing_problem
+from fleetgym.experiments.report import print_table, write_leaderboard
+from fleetgym.experiments.rollout import run_policies
+from fleetgym.experiments.run import RunFolder, git_state, versions
+from fleetgym.experiments.train import latest_checkpoint
+
+
+@command("leaderboard")
+def main(cfg: DictConfig) -> float | None:
+    """Rank; return the best mean E2E latency in seconds."""
+    problem = routing_problem(cfg, "test")
+    policies = collect(cfg)
+    with RunFolder.from_hydra(cfg) as run:
+        episodes = run_policies(problem, policies, list(cfg.seeds))
+        rows = [
+            {"policy": e.policy, "kind": e.kind, "seed": e.seed, **flatten(e.summary(problem))} for e in episodes
+        ]
+        table = write_leaderboard(run.path, rows, scenario=scenario(cfg, problem), seed=cfg.seed)
+        run.write_metrics(table.metrics())
+        print_table(table, Console())
+        for name in ("leaderboard.html", "leaderboard.png", "leaderboard.csv", "leaderboard.json"):
+            print(run.path / name)
+    return min(row["e2e_s.mean"] for row in rows)
+
+
+def collect(cfg: DictConfig) -> list[Policy]:
+    """Build the heuristics, the trained and the exported policies that ``cfg`` names."""
+    policies = [make_policy(policy) for policy in plain(cfg.policies)]
+    for path in _checkpoints(cfg):
+        policies.append(learned(path))
+    for path in _paths(cfg.bundle):
+        policies.append(exported(path))
+    _distinguish(policies)
+    return policies
+
+
+def _checkpoints(cfg: DictConfig) -> list[Path]:
+    if cfg.checkpoint != "latest":
+        return _paths(cfg.checkpoint)
+    latest = latest_checkpoint(cfg.name)
+    if latest is None:
+        print(
+            f"note: no training run called {cfg.name!r} was started from this directory, so that only heuristics are "
+            f"ranked; train one, or give checkpoint=PATH"
+        )
+        return []
+    print(f"trained policy: {latest}")
+    return [latest]
+
+
+def _paths(value: Any) -> list[Path]:
+    if value is None:
+        return []
+    return [Path(str(v)) for v in (plain(value) if not isinstance(value, str) else [value])]
+
+
+def _distinguish(policies: Sequence[Policy]) -> None:
+    """Number policies of the same name, e.g. the same agent trained with several seeds."""
+    seen: dict[str, int] = {}
+    for policy in policies:
+        seen[policy.name] = seen.get(policy.name, 0) + 1
+        if seen[policy.name] > 1:
+            if policy.kind in ("heuristic", "oracle"):
+                raise UserError(f"policies: {policy.name!r} is named twice")
+            policy.name = f"{policy.name}_{seen[policy.name]}"
+
+
+def scenario(cfg: DictConfig, problem: RoutingConfig) -> dict[str, Any]:
+    """Return what the page says about the scenario."""
+    fleet = ", ".join(f"{g.count} x {g.gpu} {g.model} tp{g.tp}" for g in problem.cluster.instances)
+    return {
+        "name": cfg.name,
+        "cluster": f"{problem.cluster.name}: {fleet}",
+        "workload": f"{type(problem.workload).__name__}: {plain(cfg.workload)}",
+        "load": problem.load,
+        "num_requests": problem.num_requests,
+        "slo": vars(problem.slo),
+        "engine": problem.engine,
+        "config": plain(cfg),
+        "versions": versions(),
+        "git": git_state(),
+    }
+
+
+if __name__ == "__main__":
+    main()

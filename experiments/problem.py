@@ -1,0 +1,83 @@
+"""From a composed config to routing problems and policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig
+
+from fleetgym.baselines import Policy, make_heuristic
+from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.routing.batch import RoutingConfig, resolve
+from fleetgym.experiments.config import plain
+
+Part = Literal["train", "validate", "test"]
+_SPLIT_KEYS = ("load", "available", "num_requests", "workload")
+
+
+def routing_problem(cfg: DictConfig, part: Part | None = None) -> RoutingConfig:
+    """Build the routing problem of ``cfg``; ``part`` applies the overrides of ``cfg.split.<part>``.
+
+    Raises
+    ------
+    UserError
+        Naming the field, the value and what is allowed.
+    """
+    values: dict[str, Any] = dict(plain(cfg.env))
+    values.pop("id")
+    workload: dict[str, Any] = dict(plain(cfg.workload))
+    if part is not None:
+        split: Mapping[str, Any] = plain(cfg.split[part]) or {}
+        for key in split:
+            if key not in _SPLIT_KEYS:
+                raise UserError(f"split.{part}.{key}: unknown key{did_you_mean(key, _SPLIT_KEYS)}")
+        workload |= split.get("workload") or {}
+        values |= {key: value for key, value in split.items() if key != "workload" and value is not None}
+    return resolve(
+        cluster=plain(cfg.cluster),
+        workload=workload,
+        reward=plain(cfg.reward),
+        slo=plain(cfg.slo),
+        engine=cfg.engine,
+        **values,
+    )
+
+
+def make_policy(policy: str | Mapping[str, Any], *, checkpoint: Any = None, bundle: Any = None) -> Policy:
+    """Build one policy: a heuristic by name, ``checkpoint`` or ``bundle`` from their paths.
+
+    Parameters
+    ----------
+    policy : str or mapping
+        A name, or ``{"name": ..., parameter: value, ...}``.
+    checkpoint, bundle : path, optional
+    """
+    parameters = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
+    name = str(parameters.pop("name"))
+    if name == "checkpoint":
+        return learned(_required("checkpoint", checkpoint))
+    if name == "bundle":
+        return exported(_required("bundle", bundle))
+    return make_heuristic(name, **parameters)
+
+
+def _required(name: str, value: Any) -> Any:
+    if value is None:
+        raise UserError(f"policy={name}: give {name}=PATH")
+    return value
+
+
+def learned(path: str | Path, name: str | None = None) -> Policy:
+    """Load a trained checkpoint."""
+    from fleetgym.agents.learned import load_checkpoint
+
+    return load_checkpoint(path, name)
+
+
+def exported(path: str | Path) -> Policy:
+    """Load an exported bundle as a policy."""
+    from fleetgym.agents.bundle_policy import BundlePolicy
+
+    return BundlePolicy(path)

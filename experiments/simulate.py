@@ -1,0 +1,40 @@
+"""``fleetgym simulate``: replay a workload through a cluster under one policy and report its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+from omegaconf import DictConfig
+from rich.console import Console
+
+from fleetgym.experiments.cli import command
+from fleetgym.experiments.config import plain
+from fleetgym.experiments.problem import make_policy, routing_problem
+from fleetgym.experiments.report.plots import run_plots
+from fleetgym.experiments.report.tables import print_summary
+from fleetgym.experiments.rollout import run_policies
+from fleetgym.experiments.run import RunFolder
+
+
+@command("simulate")
+def main(cfg: DictConfig) -> float | None:
+    """Simulate one episode; return its mean E2E latency in seconds."""
+    problem = routing_problem(cfg)
+    policy = make_policy(plain(cfg.policy), checkpoint=cfg.checkpoint, bundle=cfg.bundle)
+    with RunFolder.from_hydra(cfg) as run:
+        (episode,) = run_policies(problem, [policy], [cfg.seed])
+        summary: dict[str, Any] = episode.summary(problem)
+        columns = episode.requests(problem)
+        run.write_metrics(summary)
+        with run.atomic("requests.parquet") as path:
+            pl.DataFrame(columns).write_parquet(path)
+        run_plots(run.path, columns, episode.instance_stats)
+        print_summary(summary, Console(), title=f"{policy.name} on {episode.trace.name}, {problem.cluster.name}")
+        print(f"run folder: {run.path}")
+    mean: float | None = summary["e2e_s"]["mean"]
+    return mean
+
+
+if __name__ == "__main__":
+    main()

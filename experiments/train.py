@@ -1,0 +1,106 @@
+"""``fleetgym train``: train a policy; leaves ``best_model.zip`` and ``last_model.zip`` in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fleetgym.experiments.cli import command
+from fleetgym.experiments.config import plain, spec
+from fleetgym.experiments.problem import routing_problem
+from fleetgym.experiments.run import RunFolder, git_state, versions
+
+LATEST = Path("outputs") / "latest"
+
+
+@command("train")
+def main(cfg: DictConfig) -> float | None:
+    """Train, and return the best held-out mean episode return."""
+    # Imported here so that `--help` and `--cfg` answer without loading torch.
+    import torch
+
+    from fleetgym.agents.factory import AgentSpec
+    from fleetgym.agents.training import TrainSpec, train
+    from fleetgym.experiments.loggers import make_logger, sb3_logger
+    from fleetgym.experiments.report.plots import training_curve
+
+    agent = spec(AgentSpec, cfg.agent, "agent")
+    plan = TrainSpec(
+        cfg.total_timesteps, cfg.eval_every_timesteps, cfg.eval_episodes, cfg.checkpoint_every_timesteps
+    )
+    problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
+    torch.set_num_threads(cfg.torch_threads)
+    with RunFolder.from_hydra(cfg) as run:
+        with make_logger(plain(cfg.logger), run.path, plain(cfg), job_type="train") as logger:
+            _, history = train(
+                agent,
+                problem,
+                held_out,
+                plan,
+                run.path,
+                card(cfg, agent, problem),
+                seed=cfg.seed,
+                resume=cfg.resume,
+                progress_bar=cfg.progress_bar,
+                prepare=lambda model: model.set_logger(sb3_logger(logger)),
+            )
+        best = max(history, key=lambda row: row["mean_reward"])
+        run.write_metrics({"total_timesteps": int(history[-1]["timesteps"]), "best": best, "held_out": history})
+        training_curve(run.path, history)
+        _remember(cfg.name, run.path)
+        print(
+            f"best held-out mean E2E {best['mean_e2e_s']:.4f} s at {best['timesteps']:.0f} steps "
+            f"(untrained: {history[0]['mean_e2e_s']:.4f} s)"
+        )
+        print(f"best model: {run.path / 'best_model.zip'}")
+    return best["mean_reward"]
+
+
+def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:
+    """Return what has to be known of a checkpoint to use it: schema, ranges it was trained on, versions."""
+    from fleetgym.envs import ROUTING_ID
+    from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
+    from fleetgym.envs.fingerprint import routing_fingerprint
+
+    instances = problem.cluster.num_instances
+    return {
+        "name": agent.name or agent.algorithm,
+        "env_id": ROUTING_ID,
+        "algorithm": agent.algorithm,
+        "network": agent.network,
+        "features": list(problem.features),
+        "schema_version": SCHEMA_VERSION,
+        "schema_digest": schema_digest(problem.features),
+        "golden_hash": routing_fingerprint(),
+        "num_instances": instances,
+        "trained_ranges": {
+            "load": list(problem.load) if problem.load else None,
+            "num_instances": list(problem.available or (instances, instances)),
+            "staleness_s": [0.0, 0.0],
+        },
+        "seed": cfg.seed,
+        "config": plain(cfg),
+        "versions": versions(),
+        "git": git_state(),
+    }
+
+
+def _remember(name: str, folder: Path) -> None:
+    """Leave a pointer to the latest run of this experiment, for commands that come after it."""
+    LATEST.mkdir(parents=True, exist_ok=True)
+    (LATEST / name).write_text(f"{folder / 'best_model.zip'}\n", encoding="utf-8")
+
+
+def latest_checkpoint(name: str) -> Path | None:
+    """Return the best model of the latest training run called ``name``, started from this directory."""
+    pointer = LATEST / name
+    if not pointer.is_file():
+        return None
+    path = Path(pointer.read_text(encoding="utf-8").strip())
+    return path if path.is_file() else None
+
+
+if __name__ == "__main__":
+    main()
