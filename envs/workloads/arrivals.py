@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from fleetgym.envs.errors import UserError
 
@@ -73,7 +72,8 @@ class Arrivals:
         else:
             times = np.cumsum(rng.gamma(self.cv**-2, self.cv**2, count))
         times = self._warp(rng, times, rate_rps) if self.drift_cv else times / rate_rps
-        return np.rint((times - times[0]) * 1e9).astype(np.int64)
+        offsets: NDArray[np.int64] = np.rint((times - times[0]) * 1e9).astype(np.int64)
+        return offsets
 
     def _warp(self, rng: np.random.Generator, times: NDArray[np.float64], rate_rps: float) -> NDArray[np.float64]:
         """Map unit-rate ``times`` to seconds through the inverse of the cumulative drifting rate."""
@@ -81,13 +81,16 @@ class Arrivals:
         cell_s = self.drift_s / _CELLS_PER_DRIFT
         decay = math.exp(-1.0 / _CELLS_PER_DRIFT)
         variance = math.log1p(self.drift_cv**2)
-        last = rng.standard_normal()
+        spread = math.sqrt(1.0 - decay**2)
+        state = float(rng.standard_normal())
         cumulative = np.zeros(1)
         while cumulative[-1] < times[-1]:
             missing = (times[-1] - cumulative[-1]) / (rate_rps * cell_s)
-            noise = math.sqrt(1.0 - decay**2) * rng.standard_normal(int(1.2 * missing) + 4)
-            states, _ = lfilter([1.0], [1.0, -decay], noise, zi=[decay * last])
-            last = float(states[-1])
-            rates = rate_rps * np.exp(math.sqrt(variance) * states - variance / 2)
+            states = []
+            for noise in rng.standard_normal(int(1.2 * missing) + 4).tolist():
+                state = decay * state + spread * noise
+                states.append(state)
+            rates = rate_rps * np.exp(math.sqrt(variance) * np.array(states) - variance / 2)
             cumulative = np.concatenate([cumulative, cumulative[-1] + np.cumsum(rates * cell_s)])
-        return np.interp(times, cumulative, cell_s * np.arange(len(cumulative)))
+        seconds: NDArray[np.float64] = np.interp(times, cumulative, cell_s * np.arange(len(cumulative)))
+        return seconds

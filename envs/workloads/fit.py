@@ -59,7 +59,8 @@ def fit_arrivals(arrival_ns: NDArray[np.int64]) -> Arrivals:
     """Fit a Poisson process with log-normal drift to the counts per 10 s by moments.
 
     The variance of counts beyond Poisson gives ``drift_cv``; the lag at which their autocovariance has fallen
-    to 1/e of it gives ``drift_s`` (at least one window).
+    to 1/e of it gives ``drift_s`` (at least one window). A trace of finite length shows less variance around
+    its own mean than the process has; the factor for an exponential correlation is divided out.
     """
     window_s = 10.0
     counts = np.bincount(((arrival_ns - arrival_ns[0]) / (window_s * 1e9)).astype(np.int64))[:-1].astype(float)
@@ -70,8 +71,11 @@ def fit_arrivals(arrival_ns: NDArray[np.int64]) -> Arrivals:
     lags = range(1, len(counts) // 3)
     correlation = [float(np.mean(centred[:-lag] * centred[lag:]) / excess) for lag in lags]
     below = next((lag for lag, value in zip(lags, correlation, strict=True) if value < np.exp(-1)), len(lags))
-    drift_cv = float(np.sqrt(excess) / counts.mean())
-    return Arrivals("poisson", drift_cv=round(drift_cv, 3), drift_s=round(below * window_s, 1))
+    drift_s = below * window_s
+    ratio = drift_s / (len(counts) * window_s)
+    shown = 1.0 - 2.0 * ratio * (1.0 - ratio * (1.0 - np.exp(-1.0 / ratio)))
+    drift_cv = float(np.sqrt(excess / shown) / counts.mean())
+    return Arrivals("poisson", drift_cv=round(drift_cv, 3), drift_s=round(drift_s, 1))
 
 
 def fit_profile(trace: Trace) -> Profile:

@@ -7,17 +7,18 @@ import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.workloads.arrivals import Arrivals
 
 PROFILE_FILE = "profiles.json"
 _TABLE_POINTS = 1025
+_END_RANK = 0.1 / (_TABLE_POINTS - 1)
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,12 @@ class Distribution:
         assert self.cv is not None
         sigma = math.sqrt(math.log1p(self.cv**2))
         mu = math.log(self.mean) - sigma**2 / 2
-        edges = ndtr((np.log([self.low, self.high]) - mu) / sigma)
-        return np.clip(np.exp(mu + sigma * ndtri(np.linspace(*edges, _TABLE_POINTS))), self.low, self.high)
+        normal = NormalDist(mu, sigma)
+        edges = normal.cdf(math.log(self.low)), normal.cdf(math.log(self.high))
+        ranks = np.linspace(0.0, 1.0, _TABLE_POINTS)
+        ranks[[0, -1]] = _END_RANK, 1.0 - _END_RANK  # the extremes themselves would stretch the last interval
+        levels = (edges[0] + ranks * (edges[1] - edges[0])).tolist()
+        return np.clip(np.exp([normal.inv_cdf(level) for level in levels]), self.low, self.high)
 
 
 @dataclass(frozen=True)

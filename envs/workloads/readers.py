@@ -170,7 +170,7 @@ def _whole(where: str, record: dict[str, Any], name: str, low: int) -> int:
     value = _field(where, record, name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= MAX_TOKENS:
         raise UserError(f"{where}: {name}={value!r}: must be a whole number from {low} to {MAX_TOKENS}")
-    return value
+    return int(value)
 
 
 def _time_ns(where: str, record: dict[str, Any], name: str, unit_ns: float) -> int:
@@ -178,7 +178,7 @@ def _time_ns(where: str, record: dict[str, Any], name: str, unit_ns: float) -> i
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not 0 <= value * unit_ns < 2**62:
         raise UserError(f"{where}: {name}={value!r}: must be a time of at least 0")
-    return round(value * unit_ns)
+    return round(float(value) * unit_ns)
 
 
 def _ids(where: str, record: dict[str, Any], name: str) -> NDArray[np.int64]:
