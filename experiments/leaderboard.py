@@ -29,9 +29,7 @@ def main(cfg: DictConfig) -> float | None:
     policies = collect(cfg)
     with RunFolder.from_hydra(cfg) as run:
         episodes = run_policies(problem, policies, list(cfg.seeds))
-        rows = [
-            {"policy": e.policy, "kind": e.kind, "seed": e.seed, **flatten(e.summary(problem))} for e in episodes
-        ]
+        rows = [{"policy": e.policy, "kind": e.kind, "seed": e.seed, **flatten(e.summary(problem))} for e in episodes]
         table = write_leaderboard(run.path, rows, scenario=scenario(cfg, problem), seed=cfg.seed)
         run.write_metrics(table.metrics())
         print_table(table, Console())

@@ -27,9 +27,7 @@ def main(cfg: DictConfig) -> float | None:
     from fleetgym.experiments.report.plots import training_curve
 
     agent = spec(AgentSpec, cfg.agent, "agent")
-    plan = TrainSpec(
-        cfg.total_timesteps, cfg.eval_every_timesteps, cfg.eval_episodes, cfg.checkpoint_every_timesteps
-    )
+    plan = TrainSpec(cfg.total_timesteps, cfg.eval_every_timesteps, cfg.eval_episodes, cfg.checkpoint_every_timesteps)
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
     torch.set_num_threads(cfg.torch_threads)
     with RunFolder.from_hydra(cfg) as run:

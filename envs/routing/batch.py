@@ -128,9 +128,7 @@ class RoutingBatch:
 
     def __init__(self, config: RoutingConfig, batch: int) -> None:
         self.config = config
-        self.engine = make_engine(
-            config.engine, config.cluster, batch, high=[f.high for f in FEATURES], slo=config.slo
-        )
+        self.engine = make_engine(config.engine, config.cluster, batch, high=[f.high for f in FEATURES], slo=config.slo)
         self.rngs: list[np.random.Generator] = [np.random.default_rng() for _ in range(batch)]
         self.traces: list[Trace | None] = [None] * batch
         self.rewards = np.zeros(batch)

@@ -1,0 +1,231 @@
+"""The registered environments keep Gymnasium's and SB3's contract, and results do not depend on how they are run."""
+
+import hashlib
+import pickle
+import subprocess
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from fleetgym.envs import ENV_IDS
+from fleetgym.envs.cluster.engine import TERM_NAMES
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.features import DEFAULT_FEATURES, ORACLE_FEATURES
+from fleetgym.envs.wrappers import ScaleObservation
+
+ENGINES = ("kernel", "reference")
+SMALL = {"num_requests": 40}
+
+
+def make(env_id: str = ENV_IDS[0], **arguments: object) -> gym.Env:
+    return gym.make(f"fleetgym.envs:{env_id}", **{**SMALL, **arguments})
+
+
+def rollout(env: gym.Env, seed: int) -> list[np.ndarray]:
+    observation, info = env.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    seen = [observation, info["action_mask"]]
+    truncated = False
+    while not truncated:
+        action = rng.choice(np.flatnonzero(info["action_mask"]))
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert not terminated
+        seen += [observation, np.array([reward, *info["reward_terms"].values()]), info["action_mask"]]
+    return [*seen, np.array(list(info["episode_metrics"].values()))]
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gymnasium_checker_has_no_complaint(env_id: str, engine: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gymnasium_check_env(make(env_id, engine=engine).unwrapped, skip_render_check=False)
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_sb3_checker_accepts(env_id: str) -> None:
+    sb3_check_env(make(env_id).unwrapped, warn=False)
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_equal_seeds_give_equal_arrays(env_id: str, engine: str) -> None:
+    first, second = rollout(make(env_id, engine=engine), 3), rollout(make(env_id, engine=engine), 3)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True))
+
+
+def test_both_engines_give_equal_arrays() -> None:
+    first, second = (rollout(make(engine=engine), 5) for engine in ENGINES)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True))
+
+
+def test_a_new_process_gives_equal_arrays() -> None:
+    digest = hashlib.sha256(b"".join(a.tobytes() for a in rollout(make(), 3))).hexdigest()
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import hashlib; from test_routing_env import make, rollout; "
+        "print(hashlib.sha256(b''.join(a.tobytes() for a in rollout(make(), 3))).hexdigest())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(__file__).rsplit("/", 1)[0]], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == digest
+
+
+def test_different_seeds_give_different_episodes() -> None:
+    env = make()
+    assert not np.array_equal(env.reset(seed=0)[0], env.reset(seed=1)[0])
+
+
+def test_an_unseeded_reset_goes_on_with_the_same_generator() -> None:
+    first, second = make(), make()
+    first.reset(seed=0)
+    second.reset(seed=0)
+    a, b = first.reset()[0], second.reset()[0]
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, make().reset(seed=0)[0])
+
+
+def test_default_observation_holds_no_privileged_feature() -> None:
+    env = make()
+    assert env.observation_space.shape == (8, len(DEFAULT_FEATURES))
+    assert "output_tokens" not in env.unwrapped.config.features
+
+
+def test_privileged_features_need_an_oracle() -> None:
+    with pytest.raises(UserError, match=r"output_tokens.*privileged.*oracle"):
+        make(features=["prompt_tokens", "output_tokens"])
+    assert make(oracle=True).observation_space.shape == (8, len(ORACLE_FEATURES))
+
+
+def test_selected_features_are_columns_of_the_full_observation() -> None:
+    names = ["kv_usage", "in_flight_requests", "prompt_tokens"]
+    full, picked = rollout(make(), 2), rollout(make(features=names), 2)
+    columns = [DEFAULT_FEATURES.index(name) for name in names]
+    assert np.array_equal(full[5][:, columns], picked[5])
+
+
+def test_observations_stay_inside_the_space_and_are_fresh_arrays() -> None:
+    env = make(load=3.0, num_requests=200)
+    observation, _ = env.reset(seed=0)
+    kept = observation.copy()
+    for _ in range(150):
+        following, *_ = env.step(0)
+        assert following in env.observation_space
+    assert np.array_equal(observation, kept)
+
+
+def test_return_is_minus_the_total_latency() -> None:
+    env = make(num_requests=60, load=0.3)
+    env.reset(seed=0)
+    total, truncated = 0.0, False
+    while not truncated:
+        _, reward, _, truncated, info = env.step(env.action_space.sample())
+        assert reward == pytest.approx(
+            -info["reward_terms"]["unfinished_request_s"] - 60.0 * info["reward_terms"]["rejected"]
+        )
+        total += reward
+    # The interval after the last dispatch is left to bootstrapping, so the return falls short of the whole.
+    assert 0.0 < -total <= 60 * info["episode_metrics"]["mean_e2e_s"] + 1e-6
+
+
+def test_reward_weights_select_terms() -> None:
+    env = make(reward={"unfinished_request_s": 0.0, "rejected": 0.0, "finished": 2.0})
+    env.reset(seed=0)
+    for _ in range(30):
+        _, reward, _, _, info = env.step(0)
+        assert reward == 2.0 * info["reward_terms"]["finished"]
+    assert set(info["reward_terms"]) == set(TERM_NAMES)
+
+
+def test_stepping_a_finished_episode_is_refused() -> None:
+    env = make().unwrapped
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)
+    rollout(env, 0)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)
+
+
+@pytest.mark.parametrize("action", [-1, 8, 99])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_action_out_of_range_names_value_and_range(action: int, engine: str) -> None:
+    env = make(engine=engine).unwrapped
+    env.reset(seed=0)
+    with pytest.raises(UserError, match=rf"{action}.*\b[0-8]\b"):
+        env.step(action)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_absent_instances_are_masked_zero_rows_and_cannot_be_chosen(engine: str) -> None:
+    env = make(available=3, engine=engine).unwrapped
+    observation, info = env.reset(seed=1)
+    assert info["action_mask"].sum() == 3
+    assert not observation[~info["action_mask"]].any()
+    with pytest.raises(UserError, match="unavailable"):
+        env.step(int(np.flatnonzero(~info["action_mask"])[0]))
+
+
+def test_load_is_relative_to_the_available_instances() -> None:
+    env = make(available=[1, 8], num_requests=400, load=0.5).unwrapped
+    rates = {}
+    for seed in range(12):
+        _, info = env.reset(seed=seed)
+        times = env._batch.traces[0].requests["arrival_ns"]
+        rates.setdefault(info["action_mask"].sum(), []).append(len(times) / (times[-1] * 1e-9))
+    counts = sorted(rates)
+    assert np.mean(rates[counts[-1]]) > np.mean(rates[counts[0]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_requests": 1}, "num_requests=1"),
+        ({"load": -1.0}, r"load=-1.0.*within"),
+        ({"load": [0.9, 0.5]}, r"load=\[0.9, 0.5\]"),
+        ({"available": 9}, r"available=9.*\[1, 8\]"),
+        ({"features": ["kv_usag"]}, "did you mean kv_usage"),
+        ({"engine": "kernl"}, "did you mean kernel"),
+        ({"reward": {"unfinishd": 1.0}}, "reward.unfinishd: unknown field"),
+        ({"cluster": {"instances": [{"gpu": "A100", "model": "Meta-Llama-3-8B"}]}}, "did you mean A100-80GB"),
+        ({"workload": {"kind": "azur"}}, "azure"),
+        ({"render_mode": "human"}, "render_mode='human'"),
+    ],
+)
+def test_impossible_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    from fleetgym.envs.routing.env import RoutingEnv
+
+    with pytest.raises(UserError, match=message):
+        RoutingEnv(**arguments)
+
+
+def test_environment_survives_pickling() -> None:
+    env = make().unwrapped
+    copy = pickle.loads(pickle.dumps(env))
+    first, second = rollout(env, 4), rollout(copy, 4)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True))
+
+
+def test_renderings_show_every_instance() -> None:
+    text_env, pixel_env = make(render_mode="ansi"), make(render_mode="rgb_array")
+    for env in (text_env, pixel_env):
+        env.reset(seed=0)
+        for _ in range(20):
+            env.step(1)
+    assert len(text_env.render().splitlines()) == 9
+    picture = pixel_env.render()
+    assert picture.dtype == np.uint8 and picture.ndim == 3
+    assert picture.std() > 10
+
+
+def test_scaled_observations_are_of_order_one() -> None:
+    env = ScaleObservation(make(num_requests=200))
+    env.reset(seed=0)
+    for _ in range(150):
+        observation, *_ = env.step(env.action_space.sample())
+        assert observation in env.observation_space
+    assert np.abs(observation).max() < 3.0
