@@ -1,0 +1,206 @@
+"""Load an exported policy and decide with it: needs numpy and onnxruntime, nothing else.
+
+>>> policy = load("bundles/ppo_scorer")
+>>> policy.act(observation, mask)  # (B, N, F) float32 in physical units, (B, N) bool -> (B,) int64
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from fleetgym.agents import bundle_checks as checks
+from fleetgym.agents.bundle_format import (
+    MANIFEST,
+    ONNX,
+    PARITY,
+    PARITY_SIZES,
+    WEIGHTS,
+    Array,
+    BundleError,
+    FeatureSpec,
+    feature_tensors,
+    weight_shapes,
+)
+from fleetgym.agents.evaluate_numpy import evaluate
+
+__all__ = ["BundleError", "Bundle", "load"]
+
+
+class Bundle:
+    """An exported policy; made by `load`.
+
+    Attributes
+    ----------
+    name : str
+        The policy id.
+    kind : str
+        ``bundle``, as the leaderboard names it.
+    features : tuple of str
+        Columns of the observation, in order.
+    feature_specs : tuple of FeatureSpec
+        The same with unit, range, source and metric names.
+    manifest : dict
+        The checked manifest.
+    weights : dict of str to ndarray
+        The tensors of ``weights.safetensors``.
+    outside_tested_n : bool
+        Whether any decision so far had more or fewer instances than the bundle was tested with.
+    """
+
+    kind = "bundle"
+
+    def __init__(
+        self,
+        manifest: dict[str, Any],
+        specs: tuple[FeatureSpec, ...],
+        weights: Mapping[str, Array],
+        model: bytes,
+        parity: bytes,
+        tie_break: str,
+    ) -> None:
+        self.name: str = manifest["policy_id"]
+        self.manifest, self.feature_specs, self.weights = manifest, specs, weights
+        self.features = tuple(spec.name for spec in specs)
+        self.outside_tested_n = False
+        self._parity, self._tie_break = parity, tie_break
+        self._tested: tuple[int, int] = tuple(manifest["tested"]["n_instances"])
+        self._known_n = -1
+        self._run = _session(model).run
+        self.reset([0], 1)
+
+    def reset(self, seeds: Sequence[int], num_instances: int) -> None:
+        """Begin one episode per seed; the seeds only matter with ``tie_break="random"``."""
+        self._generators = [np.random.default_rng([int(seed), 0x7E5]) for seed in seeds]
+
+    def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Choose an instance for each of B requests.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, N, F)
+            Raw physical units, columns as in `features`, NaN where a value is unknown.
+        mask : ndarray of bool, shape (B, N)
+            Instances that may be chosen, at least one per row.
+
+        Returns
+        -------
+        ndarray of int64, shape (B,)
+            The highest score; of equal ones the lowest index, or any with ``tie_break="random"``.
+
+        Raises
+        ------
+        BundleError
+            Wrong shape or type, or a row without any instance to choose.
+        """
+        self._check(observation, mask)
+        if self._tie_break == "random":
+            return self._random_best(self._run(["scores"], {"obs": observation, "mask": mask})[0], mask)
+        return self._run(["action"], {"obs": observation, "mask": mask})[0]  # type: ignore[no-any-return]
+
+    def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the score of each instance, shape (B, N), -1e30 where masked; arguments as for `act`."""
+        self._check(observation, mask)
+        return self._run(["scores"], {"obs": observation, "mask": mask})[0]  # type: ignore[no-any-return]
+
+    def evaluate_numpy(
+        self, observation: NDArray[np.float32], mask: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Compute scores and actions from the weights in plain numpy, without onnxruntime."""
+        activation = self.manifest["architecture"]["activation"]
+        return evaluate(self.manifest["kind"], activation, self.weights, observation, mask)
+
+    def parity_vectors(self) -> list[dict[str, Array]]:
+        """Return the recorded decisions, one group per number of instances: obs, mask, scores, action."""
+        tensors = checks.read_safetensors(self._parity, PARITY)
+        groups = []
+        for n in PARITY_SIZES:
+            names = ("obs", "mask", "scores", "action")
+            if any(f"n{n}.{name}" not in tensors for name in names):
+                raise BundleError(f"{PARITY}: no vectors of {n} instances")
+            group = {name: tensors.pop(f"n{n}.{name}") for name in names}
+            b = len(group["obs"]) if group["obs"].ndim else 0
+            shapes = {"obs": (b, n, len(self.features)), "mask": (b, n), "scores": (b, n), "action": (b,)}
+            kinds = {"obs": "f", "mask": "b", "scores": "f", "action": "i"}
+            for name in names:
+                if b == 0 or group[name].shape != shapes[name] or group[name].dtype.kind != kinds[name]:
+                    raise BundleError(f"{PARITY}: n{n}.{name} has shape {group[name].shape}, expected {shapes[name]}")
+            groups.append(group)
+        if tensors:
+            raise BundleError(f"{PARITY}: unknown tensor {sorted(tensors)[0]!a}")
+        return groups
+
+    def _check(self, observation: Array, mask: Array) -> None:
+        shape = observation.shape
+        if len(shape) != 3 or shape[2] != len(self.features):
+            raise BundleError(f"observation has shape {shape}, expected (B, N, {len(self.features)})")
+        if observation.dtype != np.float32 or mask.dtype != np.bool_:
+            raise BundleError(f"observation is {observation.dtype} and mask {mask.dtype}, expected float32 and bool")
+        if mask.shape != shape[:2]:
+            raise BundleError(f"mask has shape {mask.shape}, expected {shape[:2]}")
+        if not (mask.any() if shape[0] == 1 else mask.any(axis=1).all()):
+            raise BundleError("mask: no instance may be chosen")
+        if shape[1] != self._known_n:
+            self._known_n = shape[1]
+            low, high = self._tested
+            if not low <= shape[1] <= high:
+                self.outside_tested_n = True
+                warnings.warn(
+                    f"{self.name}: {shape[1]} instances, tested with {low} to {high}", RuntimeWarning, stacklevel=3
+                )
+
+    def _random_best(self, scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        b, n = mask.shape
+        if len(self._generators) != b:
+            raise BundleError(f"{b} decisions, but reset was told {len(self._generators)} environments")
+        noise = np.stack([generator.random(n) for generator in self._generators])
+        top = scores.max(axis=1, keepdims=True)
+        return np.where((scores == top) & mask, noise, -1.0).argmax(axis=1)
+
+
+def _session(model: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def load(path: str | Path, *, tie_break: str = "lowest_index") -> Bundle:
+    """Check a bundle folder and open it; no code from the bundle runs.
+
+    Checked before onnxruntime sees anything: the folder's listing, sizes, SHA-256 of every file, schema
+    version and types of the manifest, names, shapes and finiteness of the weights, and that
+    ``policy.onnx`` is, operator for operator and bit for bit, the published graph of these weights.
+
+    Parameters
+    ----------
+    path : str or Path
+        The bundle folder.
+    tie_break : {"lowest_index", "random"}
+        Which of several equal scores wins. Idle instances often tie: a live router should use ``random``.
+
+    Raises
+    ------
+    BundleError
+        The bundle is refused, with the reason in one line.
+    """
+    if tie_break not in ("lowest_index", "random"):
+        raise BundleError(f"tie_break={tie_break!r}: allowed are lowest_index, random")
+    files = checks.read_folder(Path(path))
+    manifest = checks.read_manifest(files[MANIFEST])
+    checks.check_digests(files, manifest)
+    specs = checks.read_features(manifest)
+    kind, architecture = manifest["kind"], manifest["architecture"]
+    weights = checks.read_safetensors(files[WEIGHTS], WEIGHTS)
+    checks.check_weights(weights, weight_shapes(kind, len(specs), architecture["hidden"]), WEIGHTS)
+    for name, tensor in feature_tensors(specs).items():
+        if not np.array_equal(tensor, weights[name]):
+            raise BundleError(f"{WEIGHTS}: {name} differs from the manifest's feature table")
+    checks.check_onnx(files[ONNX], kind, architecture["activation"], weights)
+    return Bundle(manifest, specs, weights, files[ONNX], files[PARITY], tie_break)

@@ -1,0 +1,74 @@
+"""The card beside a checkpoint: what one must know of a saved agent before loading it.
+
+``best_model.zip`` has ``best_model.json`` beside it. The card is plain JSON, so that a checkpoint can be
+recognised, or refused, without unpickling anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fleetgym.envs.errors import UserError
+
+_REQUIRED: Mapping[str, type] = {
+    "env_id": str,
+    "algorithm": str,
+    "network": str,
+    "features": list,
+    "schema_version": int,
+    "schema_digest": str,
+    "golden_hash": str,
+    "trained_ranges": dict,
+}
+
+
+def card_path(checkpoint: str | Path) -> Path:
+    """Return where the card of a checkpoint lies."""
+    return Path(checkpoint).with_suffix(".json")
+
+
+def write_card(checkpoint: str | Path, card: Mapping[str, Any]) -> Path:
+    """Write the card of a checkpoint, whole or not at all.
+
+    Parameters
+    ----------
+    checkpoint : path
+        The zip.
+    card : mapping
+        At least ``env_id``, ``algorithm``, ``network`` ("mlp" or "scorer"), ``features``,
+        ``schema_version``, ``schema_digest``, ``golden_hash`` and ``trained_ranges``; more is kept.
+    """
+    if missing := [name for name in _REQUIRED if name not in card]:
+        raise ValueError(f"card lacks {', '.join(missing)}")
+    target = card_path(checkpoint)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial.write_text(json.dumps(card, indent=2, default=list) + "\n", encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+def read_card(checkpoint: str | Path) -> dict[str, Any]:
+    """Return the card of a checkpoint.
+
+    Raises
+    ------
+    UserError
+        There is none, or it is not one.
+    """
+    path = card_path(checkpoint)
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"checkpoint={str(checkpoint)!r}: no {path.name} beside it, which training writes") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r}: not a readable card: {error}") from None
+    if not isinstance(card, dict):
+        raise UserError(f"{str(path)!r}: expected a mapping, got {type(card).__name__}")
+    for name, kind in _REQUIRED.items():
+        if not isinstance(card.get(name), kind):
+            raise UserError(f"{str(path)!r}: {name}={card.get(name)!r}: expected {kind.__name__}")
+    return card

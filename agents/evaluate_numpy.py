@@ -1,0 +1,77 @@
+"""What a bundle computes, in plain numpy: the reference for whoever writes it in another language.
+
+>>> weights = fleetgym.agents.bundle.load("my_bundle").weights  # or safetensors.numpy.load_file
+>>> evaluate("scorer_mlp", "relu", weights, observation, mask)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MASKED_SCORE = np.float32(-1e30)
+
+Float = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+
+def clean(weights: Mapping[str, NDArray[Any]], observation: Float) -> Float:
+    """Replace unknown values (NaN) and clip to the trained range; shape (B, N, F)."""
+    w = {name: weights[f"features.{name}"][:, 0] for name in ("missing", "low", "high")}
+    known = np.where(np.isnan(observation), w["missing"], observation)
+    return np.minimum(np.maximum(known, w["low"]), w["high"])
+
+
+def transform(weights: Mapping[str, NDArray[Any]], clipped: Float) -> Float:
+    """``log1p(x) / log1p(scale)`` or ``x / scale``, per feature; shape (B, N, F)."""
+    log1p, gain = weights["features.log1p"][:, 0], weights["features.gain"][:, 0]
+    logarithm = np.log(np.where(log1p, clipped, np.float32(0)) + np.float32(1))
+    return np.where(log1p, logarithm, clipped) * gain
+
+
+def network(weights: Mapping[str, NDArray[Any]], activation: str, x: Float, mask: Bool) -> Float:
+    """Score instances by a small network that knows each row and the mean over the fleet; shape (B, N)."""
+    act = np.tanh if activation == "tanh" else lambda y: np.maximum(y, np.float32(0))
+    w = weights
+    h = act(x @ w["row.weight"].T + w["row.bias"][:, 0])  # (B, N, H)
+    count = np.maximum(mask.sum(axis=1, keepdims=True), 1).astype(np.float32)
+    g = (h * mask[:, :, None]).sum(axis=1) / count  # (B, H): mean over the instances that may be chosen
+    fleet = g @ w["pool.weight"].T + w["mix.bias"][:, 0]
+    h2 = act(h @ w["mix.weight"].T + fleet[:, None, :])
+    return (h2 @ w["score.weight"].T)[:, :, 0] + w["score.bias"]
+
+
+def evaluate(
+    kind: str, activation: str, weights: Mapping[str, NDArray[Any]], observation: Float, mask: Bool
+) -> tuple[Float, NDArray[np.int64]]:
+    """Compute scores and action.
+
+    Parameters
+    ----------
+    kind : {"scorer_mlp", "linear_score"}
+    activation : {"relu", "tanh"}
+        Ignored by ``linear_score``.
+    weights : mapping of str to ndarray
+        The tensors of ``weights.safetensors``; matrices are (out, in).
+    observation : ndarray of float32, shape (B, N, F)
+        Raw physical units, NaN where unknown.
+    mask : ndarray of bool, shape (B, N)
+        Instances that may be chosen.
+
+    Returns
+    -------
+    scores : ndarray of float32, shape (B, N)
+        ``MASKED_SCORE`` where masked.
+    action : ndarray of int64, shape (B,)
+        Index of the highest score, the lowest index of equal ones.
+    """
+    clipped = clean(weights, observation)
+    if kind == "linear_score":
+        raw = (clipped @ weights["score.weight"].T)[:, :, 0] + weights["score.bias"]
+    else:
+        raw = network(weights, activation, transform(weights, clipped), mask)
+    scores = np.where(mask, raw, MASKED_SCORE).astype(np.float32)
+    return scores, scores.argmax(axis=1).astype(np.int64)

@@ -1,0 +1,208 @@
+"""One small network shared over instances: any fleet size, any order, one set of weights.
+
+Per instance ``h = act(W1 x + b1)``; ``g`` is the mean of ``h`` over the available instances; the score is
+``w3 . act(W2 h + Wp g + b2) + b3``. Permuting the instances permutes the scores. Linear layers, one
+activation and one mean are all there is, so that the export (`fleetgym.agents.export`) can be evaluated
+in any language. The critic has layers of its own over the same inputs and stays behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+
+from fleetgym.agents.networks import SchemaTransform
+from fleetgym.envs.errors import UserError, did_you_mean
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+_UNAVAILABLE_LOGIT = -1e8  # as in sb3-contrib's masked distributions
+
+
+class RowScorer(nn.Module):
+    """Scores per instance, and the critic's view of the fleet.
+
+    Parameters
+    ----------
+    features : sequence of str
+        Columns of the observation.
+    hidden : int
+        Width of every layer.
+    activation : {"relu", "tanh"}
+    """
+
+    uses_tanh: Tensor
+
+    def __init__(self, features: Sequence[str], hidden: int, activation: str) -> None:
+        super().__init__()
+        num_features = len(features)
+        self.transform = SchemaTransform(features)
+        self.act = _ACTIVATIONS[activation]()
+        self.row = nn.Linear(num_features, hidden)
+        self.mix = nn.Linear(hidden, hidden)
+        self.pool = nn.Linear(hidden, hidden, bias=False)
+        self.score = nn.Linear(hidden, 1)
+        self.critic_row = nn.Linear(num_features, hidden)
+        self.critic_mix = nn.Linear(hidden + 1, hidden)
+        # In the weights, so that a checkpoint says by itself what it computes.
+        self.register_buffer("uses_tanh", torch.tensor(activation == "tanh"))
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, N) and the critic's latent (B, hidden) of raw observations (B, N, F)."""
+        available = is_available(observation)
+        x = self.transform(observation)
+        return self._logits(x, available), self._latent(x, available)
+
+    def forward_actor(self, observation: Tensor) -> Tensor:
+        """Return the logits, shape (B, N)."""
+        return self._logits(self.transform(observation), is_available(observation))
+
+    def forward_critic(self, observation: Tensor) -> Tensor:
+        """Return the critic's latent, shape (B, hidden)."""
+        return self._latent(self.transform(observation), is_available(observation))
+
+    def scores(self, observation: Tensor, mask: Tensor) -> Tensor:
+        """Return the scores before any masking; the mean goes over ``mask``, as in the exported policy."""
+        return self._scores(self.transform(observation), mask)
+
+    def _scores(self, x: Tensor, available: Tensor) -> Tensor:
+        h = self.act(self.row(x))
+        fleet: Tensor = self.pool(_mean(h, available))
+        h2 = self.act(self.mix(h) + fleet[:, None])
+        scores: Tensor = self.score(h2).squeeze(-1)
+        return scores
+
+    def _logits(self, x: Tensor, available: Tensor) -> Tensor:
+        return self._scores(x, available).masked_fill(~available, _UNAVAILABLE_LOGIT)
+
+    def _latent(self, x: Tensor, available: Tensor) -> Tensor:
+        pooled = _mean(self.act(self.critic_row(x)), available)
+        count = available.sum(dim=1, keepdim=True)
+        latent: Tensor = self.act(self.critic_mix(torch.cat((pooled, torch.log1p(count)), dim=1)))
+        return latent
+
+
+def is_available(observation: Tensor) -> Tensor:
+    """Which instances exist, shape (B, N): the row of one that does not is all zero."""
+    return (observation != 0).any(dim=-1)
+
+
+def _mean(h: Tensor, available: Tensor) -> Tensor:
+    """Mean of ``h`` (B, N, H) over the available instances, shape (B, H); 0 where there are none."""
+    weight = available.to(h.dtype)
+    return (weight[:, None] @ h).squeeze(1) / weight.sum(dim=1, keepdim=True).clamp(min=1.0)
+
+
+class RowExtractor(BaseFeaturesExtractor):
+    """Hands the rows on as they are, (B, N, F): `RowScorer` transforms them."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=int(observation_space.shape[-1]))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return ``observations``."""
+        return observations
+
+
+class _ScorerMixin:
+    """What turns an SB3 actor-critic policy into a row scorer; the scores are the action's logits.
+
+    Parameters
+    ----------
+    features : sequence of str
+        Columns of the observation.
+    hidden : int
+        Width of the layers.
+    activation : {"relu", "tanh"}
+    """
+
+    any_num_instances = True
+    mlp_extractor: RowScorer
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        features: Sequence[str] = (),
+        hidden: int = 32,
+        activation: str = "relu",
+        **kwargs: Any,
+    ) -> None:
+        if len(features) != observation_space.shape[-1]:
+            raise UserError(f"features={list(features)}: the observation has {observation_space.shape[-1]} columns")
+        if hidden < 1:
+            raise UserError(f"policy_kwargs.hidden={hidden}: must be at least 1")
+        if activation not in _ACTIVATIONS:
+            raise UserError(f"policy_kwargs.activation={activation!r}: unknown{did_you_mean(activation, _ACTIVATIONS)}")
+        self.scorer_kwargs = {"features": tuple(features), "hidden": hidden, "activation": activation}
+        kwargs |= {"features_extractor_class": RowExtractor, "net_arch": []}
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)  # type: ignore[call-arg]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]
+        return parameters | self.scorer_kwargs
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Create networks and optimizer, initialised as SB3 does."""
+        self.mlp_extractor = net = RowScorer(**self.scorer_kwargs)  # type: ignore[arg-type]
+        self.action_net = nn.Identity()
+        self.value_net = nn.Linear(net.critic_mix.out_features, 1)
+        if self.ortho_init:  # type: ignore[attr-defined]
+            hidden_layers = (net.row, net.mix, net.pool, net.critic_row, net.critic_mix)
+            gains = dict.fromkeys(hidden_layers, float(np.sqrt(2))) | {net.score: 0.01, self.value_net: 1.0}
+            for layer, gain in gains.items():
+                self.init_weights(layer, gain)  # type: ignore[attr-defined]
+        parameters = self.parameters()  # type: ignore[attr-defined]
+        self.optimizer = self.optimizer_class(  # type: ignore[attr-defined]
+            parameters,
+            lr=lr_schedule(1),
+            **self.optimizer_kwargs,  # type: ignore[attr-defined]
+        )
+
+    def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the score of each instance as the exported policy computes it, masked or not.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, N, F)
+        mask : ndarray of bool, shape (B, N)
+            Instances that may be chosen; the fleet's mean goes over them.
+        """
+        with torch.no_grad():
+            return self.mlp_extractor.scores(torch.as_tensor(observation), torch.as_tensor(mask)).numpy()
+
+
+class ScorerPolicy(_ScorerMixin, ActorCriticPolicy):  # type: ignore[misc]
+    """The row scorer for PPO: instances that do not exist get no probability."""
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        """Choose; greedily by score, of equal ones the lowest index."""
+        if deterministic:
+            return self.mlp_extractor.forward_actor(observation).argmax(dim=1)
+        return super()._predict(observation)
+
+
+class MaskableScorerPolicy(_ScorerMixin, MaskableActorCriticPolicy):  # type: ignore[misc]
+    """The row scorer for MaskablePPO."""
+
+    def _predict(
+        self, observation: Any, deterministic: bool = False, action_masks: NDArray[Any] | None = None
+    ) -> Tensor:
+        """Choose; greedily by score, of equal ones the lowest index."""
+        if not deterministic:
+            return super()._predict(observation, action_masks=action_masks)
+        logits = self.mlp_extractor.forward_actor(observation)
+        if action_masks is not None:
+            allowed = torch.as_tensor(action_masks, dtype=torch.bool).reshape(logits.shape)
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        return logits.argmax(dim=1)
