@@ -478,9 +478,18 @@ def test_named_length_distributions_have_their_moments() -> None:
     assert counts / 200_000 == pytest.approx([0.25] * 4, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    "values", [{"kind": "synthetic"}, {"kind": "azure", "path": "x"}, {"kind": "jsonl", "path": "x"}]
+)
+def test_equal_configs_are_equal_and_hashable(values: dict[str, Any]) -> None:
+    values = values | {"rate_scale_range": [0.5, 2.0]}
+    assert make_workload(values) == make_workload(values)
+    assert hash(make_workload(values)) == hash(make_workload(values))
+
+
 def test_a_generator_needs_a_length() -> None:
     with pytest.raises(UserError, match="num_requests=None: a generator never ends"):
-        make_workload({"kind": "synthetic"}).episode(rng())
+        make_workload({"kind": "synthetic", "num_requests": None}).episode(rng())
 
 
 def test_ks_distance_of_known_samples() -> None:

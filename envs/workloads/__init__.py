@@ -1,37 +1,5 @@
 """Where requests come from: production traces, generators, arrival processes."""
 
-from __future__ import annotations
+from fleetgym.envs.workloads.base import Workload, make_workload
 
-from collections.abc import Mapping
-from typing import Any
-
-from fleetgym.envs.config import build
-from fleetgym.envs.errors import UserError, did_you_mean
-from fleetgym.envs.workloads.base import Workload
-from fleetgym.envs.workloads.replay import Azure, Jsonl, Mooncake
-from fleetgym.envs.workloads.synthetic import Synthetic
-
-KINDS: dict[str, type[Workload]] = {"synthetic": Synthetic, "azure": Azure, "mooncake": Mooncake, "jsonl": Jsonl}
-
-__all__ = ["KINDS", "Workload", "make_workload"]
-
-
-def make_workload(values: Mapping[str, Any], where: str = "workload") -> Workload:
-    """Build the workload that ``values["kind"]`` names; a trace file is read at first use only.
-
-    Parameters
-    ----------
-    values : Mapping[str, Any]
-        ``kind`` and that kind's fields, as in ``conf/workload``.
-    where : str
-        Path shown in messages.
-
-    Raises
-    ------
-    UserError
-        Unknown kind (near matches are listed), unknown field, or an impossible value.
-    """
-    kind = values.get("kind") if isinstance(values, Mapping) else None
-    if kind not in KINDS:
-        raise UserError(f"{where}.kind={kind!r}: unknown{did_you_mean(kind, KINDS)}")
-    return build(KINDS[kind], values, where)
+__all__ = ["Workload", "make_workload"]

@@ -21,6 +21,8 @@ class Synthetic(Workload):
 
     Attributes
     ----------
+    num_requests : int or None
+        Requests of one episode; None: every caller says how many.
     profile : str
         Embedded fit that gives whatever is not named here: native rate, arrivals, lengths.
     arrivals : Arrivals or None
@@ -30,6 +32,7 @@ class Synthetic(Workload):
     """
 
     kind: Literal["synthetic"] = "synthetic"
+    num_requests: int | None = 1000
     profile: str = "azure_conversation"
     arrivals: Arrivals | None = None
     prompt_tokens: Distribution | None = None
