@@ -61,7 +61,7 @@ def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
     """Build an untrained model on ``env``; everything random follows from ``seed``."""
     policy, policy_kwargs = _policy(spec, env.env.config.features)
     return ALGORITHMS[spec.algorithm](
-        policy,  # type: ignore[arg-type]
+        policy,
         env,
         seed=seed,
         device="cpu",

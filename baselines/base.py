@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,8 +77,8 @@ class Heuristic:
     depend on how many environments are decided together.
     """
 
-    name: ClassVar[str] = ""
-    kind: ClassVar[str] = "heuristic"
+    name: str = ""
+    kind: str = "heuristic"
     features: tuple[str, ...] = DEFAULT_FEATURES
 
     def __init__(self) -> None:

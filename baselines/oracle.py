@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from fleetgym.envs.features import ORACLE_FEATURES
 class OracleLeastWork(ScorePolicy):
     """Smallest true remaining tokens per unit of decode speed, the newcomer's own answer included."""
 
-    kind: ClassVar[str] = "oracle"
+    kind = "oracle"
     features = ORACLE_FEATURES
 
     def score(self, s: Columns) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from fleetgym.envs.rendering import render_rgb
 from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig, resolve
 
 
-class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]):
+class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
     """B copies of ``fleetgym/Routing-v0`` stepped by one call of the engine.
 
     Environment ``i`` reset with ``seed=s`` gives the same episode as the single environment reset with
@@ -88,14 +88,14 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
 
     def step(
         self, actions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Dispatch B requests and advance each environment to its next arrival."""
         rewards = self.batch.step(np.asarray(actions, np.int64))
         engine = self.batch.engine
         truncations = engine.done.copy()
         info: dict[str, Any] = {"reward_terms": dict(zip(TERM_NAMES, engine.terms.T.copy(), strict=True))}
         if truncations.any():
-            for index in np.flatnonzero(truncations):
+            for index in np.flatnonzero(truncations).tolist():
                 final = {
                     "final_obs": self.batch.observation(index),
                     "final_info": {

@@ -45,7 +45,8 @@ def test_actions_are_allowed_and_independent_of_the_batch(name: str, seed: int, 
         mask = rng.random((batch, n)) < 0.6
         mask[np.arange(batch), rng.integers(0, n, batch)] = True
         action = policy.act(observation, mask)
-        assert action.shape == (batch,) and action.dtype == np.int64
+        assert action.shape == (batch,)
+        assert action.dtype == np.int64
         assert mask[np.arange(batch), action].all()
         assert alone.act(observation[:1], mask[:1])[0] == action[0]
 

@@ -218,7 +218,8 @@ def test_renderings_show_every_instance() -> None:
             env.step(1)
     assert len(text_env.render().splitlines()) == 9
     picture = pixel_env.render()
-    assert picture.dtype == np.uint8 and picture.ndim == 3
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3
     assert picture.std() > 10
 
 

@@ -19,7 +19,7 @@ from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import FEATURES, observation_space, select
 from fleetgym.envs.rewards import RewardSpec
 from fleetgym.envs.routing.load import saturation_rps
-from fleetgym.envs.workloads.base import Workload, make_workload
+from fleetgym.envs.workloads import Workload, make_workload
 
 DEFAULT_CLUSTER = ClusterSpec(
     (

@@ -94,7 +94,7 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.config = self._batch.config
         self._engine = self._batch.engine
         self._action = np.zeros(1, np.int64)
-        self.observation_space = self._batch.observation_space
+        self.observation_space = self._batch.observation_space  # type: ignore[assignment]
         self.action_space = spaces.Discrete(self.config.cluster.num_instances)
         self._ready = False
 
