@@ -25,8 +25,7 @@ install: $(INSTALLED)  ## make .venv and install the tested set
 
 demo: install  ## train a router, rank it, print where the results lie
 	$(BIN)/fleetgym train experiment=demo hydra.run.dir=outputs/demo/train
-	$(BIN)/fleetgym leaderboard experiment=demo checkpoint=outputs/demo/train/best_model.zip \
-		hydra.run.dir=outputs/demo/leaderboard
+	$(BIN)/fleetgym leaderboard experiment=demo hydra.run.dir=outputs/demo/leaderboard
 	@echo "Trained router: $(CURDIR)/outputs/demo/train"
 	@echo "Leaderboard:    $(CURDIR)/outputs/demo/leaderboard"
 

@@ -17,6 +17,7 @@ import numpy as np
 from fleetgym.envs.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.logger import Logger
 
 Scalar = float | int | bool | str
@@ -28,6 +29,10 @@ class MetricLogger(ABC):
     @abstractmethod
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
         """Record ``metrics`` at ``step``."""
+
+    def attach(self, model: BaseAlgorithm) -> None:
+        """Make an SB3 model log here."""
+        model.set_logger(sb3_logger(self))
 
     def close(self, exit_code: int = 0) -> None:  # noqa: B027 not every sink holds something
         """Flush and release everything; ``exit_code`` tells a tracker whether the run failed."""
@@ -179,7 +184,12 @@ LOGGERS = ("none", "csv", "tensorboard", "wandb")
 
 
 def make_logger(
-    settings: Mapping[str, Any], folder: Path, config: Mapping[str, Any] | None = None, job_type: str | None = None
+    settings: Mapping[str, Any],
+    folder: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    job_type: str | None = None,
+    group: str | None = None,
 ) -> MetricLogger:
     """Build the logger that ``conf/logger`` names.
 
@@ -193,6 +203,8 @@ def make_logger(
         The whole config as a plain mapping, for trackers.
     job_type : str, optional
         The command, for trackers.
+    group : str, optional
+        Name under which trackers gather runs, unless ``settings`` has its own.
 
     Raises
     ------
@@ -209,6 +221,7 @@ def make_logger(
         case "tensorboard":
             return TensorboardLogger(folder)
         case "wandb":
+            options["group"] = options.get("group") or group
             return WandbLogger(folder, config or {}, job_type=job_type, **options)
         case _:
             raise UserError(f"logger={name!r}: unknown{did_you_mean(name, LOGGERS)}")

@@ -73,7 +73,8 @@ class RunFolder:
         self._start = datetime.now(UTC)
         self._clock = time.perf_counter()
         config = self._config if OmegaConf.is_config(self._config) else OmegaConf.create(self._config)
-        text = OmegaConf.to_yaml(config, resolve=True)
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        text = OmegaConf.to_yaml(OmegaConf.create(resolved))
         for name in RESULT_FILES:
             (self.path / name).unlink(missing_ok=True)
         self.write_text("config.yaml", text)
