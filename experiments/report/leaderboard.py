@@ -1,0 +1,60 @@
+"""From table rows to a terminal table, CSV, JSON, a picture and one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fleetgym.experiments.report.leaderboard_page import write_page
+from fleetgym.experiments.report.plots import leaderboard_plot
+from fleetgym.experiments.report.tables import LeaderboardTable, Row, build_table, write_csv, write_json
+from fleetgym.experiments.run import versions as installed_versions
+
+
+def write_leaderboard(
+    folder: Path,
+    rows: Sequence[Row],
+    *,
+    scenario: Mapping[str, Any],
+    main_metric: str = "e2e_s.mean",
+    reference_kind: str = "heuristic",
+    seed: int = 0,
+    config: Mapping[str, Any] | None = None,
+    versions: Mapping[str, Any] | None = None,
+) -> LeaderboardTable:
+    """Rank the policies and write ``leaderboard.{csv,json,png,html}``, each whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+    rows : sequence of mappings
+        One per policy and seed (and ``scenario``, if there are several): ``policy``, ``kind`` ("heuristic",
+        "learned", "bundle" or "oracle"), ``seed``, the dotted columns of
+        `fleetgym.envs.cluster.metrics.flatten` and perhaps ``decision_us``.
+    scenario : mapping
+        What was measured: ``name``, ``description`` and whatever facts the page should list.
+    main_metric : str
+        Column that the places are decided by.
+    reference_kind : str
+        The best policy of this kind is the one that all are compared with.
+    seed : int
+        Of the bootstrap.
+    config : mapping, optional
+        The resolved config, shown on the page.
+    versions : mapping, optional
+        By default those that are installed.
+
+    Raises
+    ------
+    UserError
+        No rows, an unknown metric or kind, or a folder that cannot be written.
+    """
+    table = build_table(rows, scenario=scenario, main_metric=main_metric, reference_kind=reference_kind, seed=seed)
+    about = {"versions": versions or installed_versions(), "config": config or {}}
+    folder = Path(folder)
+    write_csv(folder / "leaderboard.csv", table)
+    write_json(folder / "leaderboard.json", table, rows, about)
+    leaderboard_plot(folder / "leaderboard.png", table)
+    write_page(folder / "leaderboard.html", table, about)
+    return table

@@ -1,0 +1,84 @@
+"""Small drawings for the leaderboard's page; colours come from its style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from fleetgym.experiments.report.axis import Axis, fit_axis, spread
+from fleetgym.experiments.report.tables import Column, Entry, LeaderboardTable, number, show_interval
+
+STRIP_WIDTH, STRIP_HEIGHT = 300, 26
+
+
+def strip_axis(table: LeaderboardTable) -> Axis:
+    """One axis for the main metric of all rows."""
+    figures = [v for e in table.entries for v in (*e.main, *e.per_seed.values())]
+    return fit_axis((value * table.main.scale for value in figures), 8.0, STRIP_WIDTH - 8.0)
+
+
+def strip_header(axis: Axis) -> str:
+    """Tick labels above the strips."""
+    labels = "".join(f'<text x="{axis.at(t):.1f}" y="12" text-anchor="middle">{number(t)}</text>' for t in axis.ticks())
+    return f'<svg width="{STRIP_WIDTH}" height="16" aria-hidden="true">{labels}</svg>'
+
+
+def strip(entry: Entry, main: Column, axis: Axis) -> str:
+    """One row's dot, interval and seeds."""
+    middle, scale = STRIP_HEIGHT / 2, main.scale
+    parts = [f'<line class="grid" x1="{axis.at(t):.1f}" x2="{axis.at(t):.1f}" y1="0" y2="26"/>' for t in axis.ticks()]
+    for value in entry.per_seed.values():
+        if math.isfinite(value):
+            x = axis.at(value * scale)
+            parts.append(f'<line class="seed" x1="{x:.1f}" x2="{x:.1f}" y1="6" y2="20"/>')
+    if math.isfinite(entry.main.low):
+        low, high = axis.at(entry.main.low * scale), axis.at(entry.main.high * scale)
+        parts.append(f'<line class="range" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>')
+    if math.isfinite(entry.main.estimate):
+        parts.append(mark(entry.kind, axis.at(entry.main.estimate * scale), middle))
+    seeds = "\n".join(f"seed {seed}: {main.show(value)}" for seed, value in entry.per_seed.items())
+    text = escape(f"{entry.policy}: {show_interval(main, entry.main)} {main.unit}\n{seeds}", quote=True)
+    size = f'width="{STRIP_WIDTH}" height="{STRIP_HEIGHT}"'
+    return f'<svg class="{entry.kind}" {size} data-tip="{text}" role="img" aria-label="{text}">{"".join(parts)}</svg>'
+
+
+def mark(kind: str, x: float, y: float) -> str:
+    """Circle, diamond, square or triangle: kinds are told apart without colour."""
+    if kind == "heuristic":
+        return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'
+    if kind == "bundle":
+        return f'<rect class="mark" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
+    corners = ((0, -6.5), (6.5, 0), (0, 6.5), (-6.5, 0)) if kind == "learned" else ((0, -6.5), (6.5, 5), (-6.5, 5))
+    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
+    return f'<polygon class="mark" points="{points}"/>'
+
+
+def trade_off(entries: Sequence[Entry], main: Column, other: Column) -> str:
+    """Scatter of ``other`` (across) against ``main`` (up), with the names in a column at the right."""
+    width, height, left, right, bottom = 980, 430, 64, 760, 380
+    xs = [entry.metrics[other.key] * other.scale for entry in entries]
+    ys = [entry.main.estimate * main.scale for entry in entries]
+    across, up = fit_axis(xs, left, right), fit_axis(ys, bottom, 16)
+    parts = []
+    for tick in across.ticks():
+        x = across.at(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="16" y2="{bottom}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{number(tick)}</text>')
+    for tick in up.ticks():
+        y = up.at(tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+    log_x, log_y = (", log scale" if axis.log else "" for axis in (across, up))
+    parts.append(f'<text x="{(left + right) / 2}" y="{height - 8}" text-anchor="middle">{other.header}{log_x}</text>')
+    parts.append(f'<text transform="translate(16 200) rotate(-90)" text-anchor="middle">{main.header}{log_y}</text>')
+    labels = spread([up.at(y) for y in ys], 17.0, 22.0, bottom - 4.0)
+    for entry, x_value, y_value, label in zip(entries, xs, ys, labels, strict=True):
+        x, y, name = across.at(x_value), up.at(y_value), escape(entry.policy, quote=True)
+        text = f"{name}\n{main.header}: {number(y_value)}\n{other.header}: {number(x_value)}"
+        parts.append(
+            f'<g class="point {entry.kind}" data-policy="{name}" data-tip="{text}">'
+            f'<polyline class="lead" points="{x:.1f},{y:.1f} {right + 6},{label:.1f} {right + 14},{label:.1f}"/>'
+            f'<text class="label" x="{right + 18}" y="{label + 4:.1f}">{name}</text>{mark(entry.kind, x, y)}</g>'
+        )
+    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
