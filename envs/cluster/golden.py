@@ -1,4 +1,4 @@
-"""Replay of recorded scheduler traces: does a scheduler decide, step by step, what vLLM decided?
+"""Replay of recorded scheduler traces: whether a scheduler decides, step by step, what vLLM decided.
 
 A golden file is gzip JSONL, one case per line: settings, requests, and one record per ``schedule()`` call of vLLM
 0.32. Any scheduler behind the small `GoldenScheduler` protocol can be driven through a case::
@@ -58,7 +58,7 @@ class GoldenScheduler(Protocol):
         """Return the oldest iteration in flight; give the requests that finish."""
 
     def counts(self) -> Counts:
-        """Running and waiting requests and free blocks."""
+        """Count running and waiting requests and free blocks."""
 
 
 class Record(NamedTuple):
@@ -143,7 +143,7 @@ class ReferenceReplay:
         return [request.index for request in returned if request.generated == request.output_tokens]
 
     def counts(self) -> Counts:
-        """Running and waiting requests and free blocks."""
+        """Count running and waiting requests and free blocks."""
         scheduler = self._scheduler
         return Counts(len(scheduler.running), len(scheduler.waiting), scheduler.pool.free)
 
@@ -225,7 +225,7 @@ def replay(case: Case, make_scheduler: Callable[[Case], GoldenScheduler] = Refer
 
 
 def expected_records(case: Case) -> Iterator[Record]:
-    """Records of a case with the merged ones unrolled, one per ``schedule()`` call."""
+    """Unroll the merged records of a case: one per ``schedule()`` call."""
     for record in case["trace"]:
         repeats = record.get("n", 1)
         free = [value for value, count in record["b"] for _ in range(count)] if repeats > 1 else [record["b"]]
@@ -276,7 +276,7 @@ def load_cases(path: str | Path) -> Iterator[dict[str, Any]]:
     number = 0
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):  # noqa: B007
+            for number, line in enumerate(file, start=1):
                 case = json.loads(line)
                 missing = {"seed", "tags", "config", "requests", "trace", "steps", "end"} - set(case)
                 if missing:
@@ -286,9 +286,7 @@ def load_cases(path: str | Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path}, after line {number}: not a gzip JSONL golden file ({error})") from None
 
 
-def replay_file(
-    path: str | Path, make_scheduler: Callable[[Case], GoldenScheduler] = ReferenceReplay
-) -> GoldenReport:
+def replay_file(path: str | Path, make_scheduler: Callable[[Case], GoldenScheduler] = ReferenceReplay) -> GoldenReport:
     """Replay and compare every case of a file."""
     report = GoldenReport()
     for case in load_cases(path):

@@ -182,6 +182,7 @@ class Scheduler:
                 victim = self._choose_victim()
                 given_back = self._unschedule(victim, plan)
                 budget += given_back
+                # As in vLLM, a victim ahead that had no tokens in this iteration does not shift the position.
                 position -= given_back > 0
                 self._preempt(victim, plan)
                 if victim is request:
@@ -256,7 +257,7 @@ class Scheduler:
             budget -= tokens
 
     def _lookup(self, request: Request) -> list[int]:
-        """Cached blocks that a request could start with; at least one token is always left to compute."""
+        """Find the cached blocks that a request could start with; at least one token is always left to compute."""
         if not self.args.enable_prefix_caching:
             return []
         limit = (request.known - 1) // self.args.block_size

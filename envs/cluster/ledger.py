@@ -1,0 +1,127 @@
+"""The books of a simulated cluster: what became of each request, and what is in flight at an instance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetgym.envs.cluster.engine import GAP_BINS, gap_bin
+from fleetgym.envs.cluster.requests import FINISHED, RESULT_DTYPE
+from fleetgym.envs.cluster.scheduler import Request
+from fleetgym.envs.cluster.spec import Slo
+
+NS = 1e-9  # seconds per nanosecond; exact int sums are multiplied by it once
+
+
+class Ledger:
+    """What became of each request of a cluster, and what happened since the last decision.
+
+    Attributes
+    ----------
+    results : ndarray of RESULT_DTYPE, shape (R,)
+    last_token_ns : ndarray of int64, shape (R,)
+        Time of each request's latest token.
+    gaps : ndarray of int64, shape (GAP_BINS,)
+        Histogram of the gaps between a request's tokens.
+    """
+
+    def __init__(self, requests: NDArray[np.void], slo: Slo) -> None:
+        self.requests = requests
+        self.slo = slo
+        self.results = np.zeros(len(requests), RESULT_DTYPE)
+        for name in ("instance", "scheduled_ns", "first_token_ns", "finish_ns"):
+            self.results[name] = -1
+        self.last_token_ns = np.zeros(len(requests), np.int64)
+        self.gaps = np.zeros(GAP_BINS, np.int64)
+        self.unfinished = self.awaiting = 0
+        self._updated_ns = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.unfinished_ns = self.awaiting_ns = 0
+        self.finished = self.slo_met = self.rejected = self.preempted = self.recomputed_tokens = 0
+
+    def advance(self, now: int) -> None:
+        """Integrate the request counts up to ``now``, in whole request-nanoseconds."""
+        elapsed = now - self._updated_ns
+        self.unfinished_ns += self.unfinished * elapsed
+        self.awaiting_ns += self.awaiting * elapsed
+        self._updated_ns = now
+
+    def take_terms(self, now: int) -> list[float]:
+        """Give the terms of the interval that ends ``now``, in the order of TERM_NAMES, and begin a new one."""
+        self.advance(now)
+        terms = [
+            self.unfinished_ns * NS,
+            self.awaiting_ns * NS,
+            float(self.finished),
+            float(self.slo_met),
+            float(self.rejected),
+            float(self.preempted),
+            float(self.recomputed_tokens),
+        ]
+        self._clear()
+        return terms
+
+    def token(self, request: Request, now: int) -> None:
+        """Note a returned token."""
+        index = request.index
+        self.advance(now)
+        if request.generated == 1:
+            self.results["first_token_ns"][index] = now
+            self.awaiting -= 1
+        else:
+            self.gaps[gap_bin(now - int(self.last_token_ns[index]))] += 1
+        self.last_token_ns[index] = now
+        if request.generated == request.output_tokens:
+            self.results["finish_ns"][index] = now
+            self.results["status"][index] = FINISHED
+            self.unfinished -= 1
+            self.finished += 1
+            self.slo_met += self._meets_slo(request, now)
+
+    def _meets_slo(self, request: Request, now: int) -> bool:
+        first = int(self.results["first_token_ns"][request.index])
+        ttft_s = (first - request.arrival_ns) * NS
+        tpot_s = (now - first) * NS / (request.output_tokens - 1) if request.output_tokens > 1 else 0.0
+        limit_s = self.slo.ttft_s + self.slo.ttft_s_per_1k_prompt_tokens * request.prompt_tokens / 1000
+        return ttft_s <= limit_s and tpot_s <= self.slo.tpot_s
+
+
+@dataclass
+class InFlight:
+    """Sums over the requests dispatched to an instance and not finished."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    awaiting_requests: int = 0
+    awaiting_prompt_tokens: int = 0
+    streamed_tokens: int = 0
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Prompts without first token plus outputs not yet returned."""
+        return self.awaiting_prompt_tokens + self.output_tokens - self.streamed_tokens
+
+    def add(self, request: Request) -> None:
+        """Count a dispatched request."""
+        self.requests += 1
+        self.prompt_tokens += request.prompt_tokens
+        self.output_tokens += request.output_tokens
+        self.awaiting_requests += 1
+        self.awaiting_prompt_tokens += request.prompt_tokens
+
+    def token(self, request: Request) -> None:
+        """Count a returned token; the last one takes its request out."""
+        self.streamed_tokens += 1
+        if request.generated == 1:
+            self.awaiting_requests -= 1
+            self.awaiting_prompt_tokens -= request.prompt_tokens
+        if request.generated == request.output_tokens:
+            self.requests -= 1
+            self.prompt_tokens -= request.prompt_tokens
+            self.output_tokens -= request.output_tokens
+            self.streamed_tokens -= request.output_tokens
