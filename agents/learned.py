@@ -57,11 +57,12 @@ class LearnedPolicy:
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Choose the best allowed instance per environment (`fleetgym.baselines.base.Policy.act`)."""
-        scores = self.scores(observation)
-        return np.where(mask, scores, -np.inf).argmax(axis=1)
+        return np.where(mask, self.scores(observation, mask), -np.inf).argmax(axis=1)
 
-    def scores(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+    def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return logits or Q values, shape (B, N)."""
+        if self.num_instances is None:
+            return self._policy.scores(observation, mask)
         with torch.no_grad():
             tensor = torch.as_tensor(observation)
             if isinstance(self.model, DQN):

@@ -92,6 +92,7 @@ def pad_tokens(tokens: int, max_num_seqs: int, enabled: bool = True) -> int:
     return next((size for size in CAPTURE_SIZES if size >= tokens and size <= largest), tokens)
 
 
+@functools.lru_cache(maxsize=256)
 def latency_tables(
     model: LatencyModel,
     max_tokens: int,
@@ -99,7 +100,7 @@ def latency_tables(
     cuda_graph_padding: bool = True,
     data_parallel_size: int = 1,
 ) -> LatencyTables:
-    """Tabulate ``model`` for iterations of up to ``max_tokens`` tokens per rank."""
+    """Tabulate ``model`` for iterations of up to ``max_tokens`` tokens per rank; shared, not to be written to."""
 
     def moe(tokens: int) -> float:
         saturating: float = 1.0 - (1.0 - model.moe_q) ** tokens
