@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from fleetgym.envs.cluster.golden import (
+    ReferenceReplay,
+    compare,
+    expected_records,
+    load_cases,
+    replay,
+    replay_file,
+)
+from fleetgym.envs.cluster.scheduler import Request, Scheduler
+from fleetgym.envs.errors import UserError
+
+PUBLIC = Path(__file__).parent / "data" / "golden_public.jsonl.gz"
+
+
+def write(path: Path, cases: list[dict]) -> Path:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(case) + "\n" for case in cases)
+    return path
+
+
+def first_cases(count: int) -> list[dict]:
+    return [case for case, _ in zip(load_cases(PUBLIC), range(count), strict=False)]
+
+
+def test_every_recorded_case_matches_in_every_step():
+    report = replay_file(PUBLIC)
+    assert report.failures == []
+    assert (report.matched, report.total, report.skipped) == (150, 150, 0)
+    assert report.by_tag == {
+        "plain": [109, 109],
+        "time_ties": [21, 21],
+        "watermark": [10, 10],
+        "no_reserve_full_isl": [10, 10],
+        "oversize": [3, 3],
+    }
+
+
+def test_merged_records_unroll_to_one_per_schedule_call():
+    for case in first_cases(20):
+        assert len(list(expected_records(case))) == case["steps"]
+
+
+def test_a_wrong_victim_is_noticed(monkeypatch, tmp_path):
+    def oldest(self: Scheduler) -> Request:
+        return self.running[0]
+
+    monkeypatch.setattr(Scheduler, "_choose_victim", oldest)
+    report = replay_file(write(tmp_path / "some.gz", first_cases(30)))
+    assert report.matched < report.total == 30
+
+
+def test_the_first_differing_field_is_named():
+    case = copy.deepcopy(first_cases(1)[0])
+    record = next(record for record in case["trace"] if record["k"] > 3 and "n" not in record)
+    record["b"] += 1
+    difference = compare(case, replay(case))
+    assert difference is not None
+    assert (difference.seed, difference.step, difference.field) == (case["seed"], record["k"], "b")
+    assert difference.expected == difference.got + 1
+
+
+def test_a_missing_last_record_is_noticed():
+    case = copy.deepcopy(first_cases(1)[0])
+    case["trace"].pop()
+    difference = compare(case, replay(case))
+    assert difference is not None
+    assert difference.step == -1
+
+
+def test_a_case_with_an_unmodelled_mechanism_is_skipped_with_its_reason(tmp_path):
+    cases = copy.deepcopy(first_cases(2))
+    cases[1]["config"]["long_prefill_token_threshold"] = 8
+    report = replay_file(write(tmp_path / "two.gz", cases), ReferenceReplay)
+    assert (report.matched, report.total, report.skipped) == (1, 1, 1)
+    assert report.skips == [(cases[1]["seed"], "long_prefill_token_threshold is not modelled")]
+
+
+def test_a_file_that_is_no_golden_file_is_refused_by_name_and_line(tmp_path):
+    plain = tmp_path / "plain.gz"
+    plain.write_text("no gzip")
+    with pytest.raises(UserError, match=r"plain\.gz, after line 0: not a gzip JSONL golden file"):
+        replay_file(plain)
+    lacking = write(tmp_path / "lacking.gz", [*first_cases(1), {"seed": 1}])
+    with pytest.raises(UserError, match=r"lacking\.gz, line 2: not a golden case, lacks config"):
+        replay_file(lacking)
+    with pytest.raises(UserError, match=r"absent\.gz"):
+        replay_file(tmp_path / "absent.gz")
