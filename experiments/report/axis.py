@@ -6,7 +6,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-LOG_RATIO = 5.0
+LOG_RATIO = 2.0
+_LOG_STEPS = (
+    (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
+    (1, 1.5, 2, 3, 4, 5, 6, 8),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Axis:
         """At most ``most`` round values within the axis."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            for steps in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+            for steps in _LOG_STEPS:
                 found = [s * 10.0**d for d in decades for s in steps if self.low <= s * 10.0**d <= self.high]
                 if len(found) <= most:
                     return found
@@ -45,9 +53,13 @@ class Axis:
         first = math.ceil(self.low / step - 1e-9)
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
+    def labels(self) -> list[tuple[float, str]]:
+        """Ticks with their text."""
+        return [(tick, f"{tick:.6g}") for tick in self.ticks()]
+
 
 def fit_axis(values: Iterable[float], start: float = 0.0, end: float = 1.0) -> Axis:
-    """Axis that holds the finite ``values`` with a margin; logarithmic where they span more than a factor of five."""
+    """Axis that holds the finite ``values`` with a margin; logarithmic where they span more than a factor of two."""
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     if low > 0.0 and high / low > LOG_RATIO:

@@ -40,7 +40,7 @@ def page(table: LeaderboardTable, about: Mapping[str, Any]) -> str:
         "body": "\n".join(_row(table, entry, svg.strip(entry, main, axis)) for entry in table.entries),
         "trade_off": _trade_off(table),
         "how_main": f"<b>{escape(main.title)}</b> decides the places{escape(meaning)}; {better} is better.",
-        "versus": escape(_versus(table)),
+        "reference": escape(table.reference or "none here"),
         "main": escape(main.header),
         "per_seed": _per_seed(table),
         "all_metrics": _all_metrics(table),
@@ -63,25 +63,23 @@ def _facts(facts: Mapping[str, Any]) -> str:
     return "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in shown)
 
 
-def _versus(table: LeaderboardTable) -> str:
-    return f"vs {table.reference}" if table.reference else "vs reference"
-
-
 def _head(table: LeaderboardTable, scale: str) -> str:
-    def cell(title: str, tip: str = "", css: str = "") -> str:
-        return f'<th scope="col" class="{css}" data-tip="{escape(tip)}"><button>{escape(title)}</button></th>'
+    def cell(title: str, tip: str = "", css: str = "", unit: str = "") -> str:
+        hint = f' data-tip="{escape(tip)}"' if tip else ""
+        small = f"<small>{escape(unit)}</small>" if unit else ""
+        return f'<th scope="col" class="{css}"{hint}><button>{escape(title)}</button>{small}</th>'
 
-    axis_note = ", log scale" if svg.strip_axis(table).log else ""
-    main = f"{table.main.header} [95 %]"
+    main = table.main
+    axis_title = f"{main.header}, log scale" if svg.strip_axis(table).log else main.header
     return "".join(
         (
             cell("#", "place: 1 + number of significantly better policies"),
             cell("Policy", css="text"),
             cell("Kind", css="text"),
-            cell(main, table.main.help),
-            f'<th scope="col" class="text"><span class="soft">{escape(table.main.title + axis_note)}</span>{scale}</th>',
-            cell(_versus(table), "relative difference and its paired 95 % interval"),
-            *(cell(column.header, column.help) for column in table.columns),
+            cell(main.title, main.help, unit=f"{main.unit} [95 %]"),
+            f'<th scope="col" class="text strip">{escape(axis_title)}{scale}</th>',
+            cell("vs best", "relative difference and its paired 95 % interval", unit=table.reference or "–"),
+            *(cell(column.title, column.help, unit=column.unit) for column in table.columns),
         )
     )
 
@@ -91,7 +89,8 @@ def _row(table: LeaderboardTable, entry: Entry, strip: str) -> str:
     interval = ""
     if math.isfinite(entry.main.low):
         interval = f" <small>[{main.show(entry.main.low)}, {main.show(entry.main.high)}]</small>"
-    change, _, bounds = show_change(entry.change).partition(" [")
+    text = "reference" if entry.policy == table.reference else show_change(entry.change)
+    change, _, bounds = text.partition(" [")
     bounds = f" <small>[{bounds}</small>" if bounds else ""
     place = "bound" if entry.place is None else str(entry.place)
     cells = [
@@ -99,7 +98,7 @@ def _row(table: LeaderboardTable, entry: Entry, strip: str) -> str:
         f'<td class="text policy" data-v="{escape(entry.policy)}">{escape(entry.policy)}</td>',
         f'<td class="text" data-v="{entry.kind}"><span class="tag {entry.kind}">{entry.kind}</span></td>',
         f"<td{_value(entry.main.estimate)}>{main.show(entry.main.estimate)}{interval}</td>",
-        f"<td{_value(entry.main.estimate)}>{strip}</td>",
+        f'<td class="strip">{strip}</td>',
         f"<td{_value(entry.change.estimate if entry.change else math.nan)}>{change}{bounds}</td>",
     ]
     for column in table.columns:

@@ -70,12 +70,13 @@ def _dots(axes: Axes, table: LeaderboardTable, entries: Sequence[Entry]) -> None
     for row, entry in enumerate(entries):
         colour, marker = KIND_COLOURS[entry.kind], KIND_MARKERS[entry.kind]
         seeds = [value * scale for value in entry.per_seed.values() if math.isfinite(value)]
-        axes.plot(seeds, [row] * len(seeds), "|", color=colour, alpha=0.45, markersize=7)
+        axes.plot(seeds, [row + 0.3] * len(seeds), "|", color=colour, alpha=0.6, markersize=4)
         if math.isfinite(entry.main.low):
-            axes.plot([entry.main.low * scale, entry.main.high * scale], [row, row], color=colour, linewidth=2.2)
-        axes.plot(entry.main.estimate * scale, row, marker, color=colour, markersize=7, markeredgecolor="white")
-    names = ["bound" if entry.place is None else f"{entry.place}." for entry in entries]
-    axes.set_yticks(range(len(entries)), [f"{e.policy}  {n}" for e, n in zip(entries, names, strict=True)])
+            axes.plot([entry.main.low * scale, entry.main.high * scale], [row, row], color=colour, linewidth=2.5)
+        axes.plot(entry.main.estimate * scale, row, marker, color=colour, markersize=6, markeredgecolor="white")
+    names = [f"{'bound' if entry.place is None else entry.place}   {entry.policy}" for entry in entries]
+    axes.set_yticks(range(len(entries)), names)
+    axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.grid(False, axis="y")
     bounds = [v * scale for e in entries for v in (e.main.low, e.main.high, *e.per_seed.values())]
@@ -108,7 +109,7 @@ def _scale(axes: Axes, which: str, axis: Axis) -> None:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     line.set_major_locator(FixedLocator(axis.ticks()))
     line.set_minor_locator(NullLocator())
-    line.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    line.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
     (axes.set_xlim if which == "x" else axes.set_ylim)(axis.low, axis.high)
 
 

@@ -9,7 +9,7 @@ from html import escape
 from fleetgym.experiments.report.axis import Axis, fit_axis, spread
 from fleetgym.experiments.report.tables import Column, Entry, LeaderboardTable, number, show_interval
 
-STRIP_WIDTH, STRIP_HEIGHT = 300, 26
+STRIP_WIDTH, STRIP_HEIGHT = 250, 30
 
 
 def strip_axis(table: LeaderboardTable) -> Axis:
@@ -20,18 +20,18 @@ def strip_axis(table: LeaderboardTable) -> Axis:
 
 def strip_header(axis: Axis) -> str:
     """Tick labels above the strips."""
-    labels = "".join(f'<text x="{axis.at(t):.1f}" y="12" text-anchor="middle">{number(t)}</text>' for t in axis.ticks())
+    labels = "".join(f'<text x="{axis.at(t):.1f}" y="12" text-anchor="middle">{s}</text>' for t, s in axis.labels())
     return f'<svg width="{STRIP_WIDTH}" height="16" aria-hidden="true">{labels}</svg>'
 
 
 def strip(entry: Entry, main: Column, axis: Axis) -> str:
     """One row's dot, interval and seeds."""
-    middle, scale = STRIP_HEIGHT / 2, main.scale
-    parts = [f'<line class="grid" x1="{axis.at(t):.1f}" x2="{axis.at(t):.1f}" y1="0" y2="26"/>' for t in axis.ticks()]
+    middle, scale = 12, main.scale
+    parts = [f'<line class="grid" x1="{axis.at(t):.1f}" x2="{axis.at(t):.1f}" y1="0" y2="30"/>' for t in axis.ticks()]
     for value in entry.per_seed.values():
         if math.isfinite(value):
             x = axis.at(value * scale)
-            parts.append(f'<line class="seed" x1="{x:.1f}" x2="{x:.1f}" y1="6" y2="20"/>')
+            parts.append(f'<line class="seed" x1="{x:.1f}" x2="{x:.1f}" y1="21" y2="27"/>')
     if math.isfinite(entry.main.low):
         low, high = axis.at(entry.main.low * scale), axis.at(entry.main.high * scale)
         parts.append(f'<line class="range" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>')
@@ -46,10 +46,10 @@ def strip(entry: Entry, main: Column, axis: Axis) -> str:
 def mark(kind: str, x: float, y: float) -> str:
     """Circle, diamond, square or triangle: kinds are told apart without colour."""
     if kind == "heuristic":
-        return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'
+        return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4.2"/>'
     if kind == "bundle":
-        return f'<rect class="mark" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>'
-    corners = ((0, -6.5), (6.5, 0), (0, 6.5), (-6.5, 0)) if kind == "learned" else ((0, -6.5), (6.5, 5), (-6.5, 5))
+        return f'<rect class="mark" x="{x - 4.2:.1f}" y="{y - 4.2:.1f}" width="8.4" height="8.4"/>'
+    corners = ((0, -5.8), (5.8, 0), (0, 5.8), (-5.8, 0)) if kind == "learned" else ((0, -5.8), (5.8, 4.6), (-5.8, 4.6))
     points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
     return f'<polygon class="mark" points="{points}"/>'
 
@@ -61,24 +61,24 @@ def trade_off(entries: Sequence[Entry], main: Column, other: Column) -> str:
     ys = [entry.main.estimate * main.scale for entry in entries]
     across, up = fit_axis(xs, left, right), fit_axis(ys, bottom, 16)
     parts = []
-    for tick in across.ticks():
+    for tick, label in across.labels():
         x = across.at(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="16" y2="{bottom}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{number(tick)}</text>')
-    for tick in up.ticks():
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{label}</text>')
+    for tick, label in up.labels():
         y = up.at(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     log_x, log_y = (", log scale" if axis.log else "" for axis in (across, up))
     parts.append(f'<text x="{(left + right) / 2}" y="{height - 8}" text-anchor="middle">{other.header}{log_x}</text>')
     parts.append(f'<text transform="translate(16 200) rotate(-90)" text-anchor="middle">{main.header}{log_y}</text>')
-    labels = spread([up.at(y) for y in ys], 17.0, 22.0, bottom - 4.0)
-    for entry, x_value, y_value, label in zip(entries, xs, ys, labels, strict=True):
+    heights = spread([up.at(y) for y in ys], 17.0, 22.0, bottom - 4.0)
+    for entry, x_value, y_value, level in zip(entries, xs, ys, heights, strict=True):
         x, y, name = across.at(x_value), up.at(y_value), escape(entry.policy, quote=True)
         text = f"{name}\n{main.header}: {number(y_value)}\n{other.header}: {number(x_value)}"
         parts.append(
             f'<g class="point {entry.kind}" data-policy="{name}" data-tip="{text}">'
-            f'<polyline class="lead" points="{x:.1f},{y:.1f} {right + 6},{label:.1f} {right + 14},{label:.1f}"/>'
-            f'<text class="label" x="{right + 18}" y="{label + 4:.1f}">{name}</text>{mark(entry.kind, x, y)}</g>'
+            f'<polyline class="lead" points="{x:.1f},{y:.1f} {right + 6},{level:.1f} {right + 14},{level:.1f}"/>'
+            f'<text class="label" x="{right + 18}" y="{level + 4:.1f}">{name}</text>{mark(entry.kind, x, y)}</g>'
         )
     return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'

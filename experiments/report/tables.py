@@ -232,11 +232,11 @@ def number(value: float) -> str:
     """Format to three significant digits, without an exponent between 0.001 and a million."""
     if value == 0.0 or not math.isfinite(value):
         return "0" if value == 0.0 else "–"
-    digits = 2 - math.floor(math.log10(abs(value)))
     if not 1e-3 <= abs(value) < 1e6:
         return f"{value:.2e}"
-    rounded = round(value, digits)
-    return f"{rounded:,.{max(0, digits)}f}" if abs(rounded) < 1000 else f"{value:,.0f}"
+    rounded = float(f"{value:.3g}")  # 9.999 is 10.0: count the digits after rounding
+    digits = max(0, 2 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded if abs(rounded) < 1000 else value:,.{digits}f}"
 
 
 def show_interval(column: Column, interval: Interval) -> str:
@@ -307,14 +307,15 @@ def print_table(table: LeaderboardTable, console: Console) -> None:
     grid.add_column("policy", no_wrap=True)
     grid.add_column("kind")
     grid.add_column(f"{table.main.header} [95 %]", justify="right", no_wrap=True)
-    grid.add_column(f"vs {table.reference}" if table.reference else "vs –", justify="right")
+    grid.add_column("vs best", justify="right")
     columns = table.columns[: max(0, (console.width - 78) // 10)]
     for column in columns:
         grid.add_column(column.header, justify="right")
     for entry in table.entries:
         style = {"learned": "bold", "bundle": "bold", "oracle": "dim"}.get(entry.kind)
         place = "bound" if entry.place is None else str(entry.place)
-        change = "–" if entry.change is None else show_change(Interval(entry.change.estimate, math.nan, math.nan))
+        change = "–" if entry.change is None else show_change(entry.change._replace(low=math.nan))
+        change = "ref." if entry.policy == table.reference else change
         cells = [column.show(entry.metrics.get(column.key)) for column in columns]
         grid.add_row(
             place, entry.policy, entry.kind, show_interval(table.main, entry.main), change, *cells, style=style
