@@ -174,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     module = importlib.import_module(f"fleetgym.experiments.{name.replace('-', '_')}")
     if name == "download-traces":  # plain arguments: it needs no config
-        return guard(lambda: module.main(rest))
+        codes: list[int] = []
+        return guard(lambda: codes.append(module.main(rest))) or codes[0]
     sys.argv = [f"fleetgym {name}", *rest]
     module.main()
     return 0
