@@ -76,6 +76,14 @@ def test_a_missing_last_record_is_noticed():
     assert difference.step == -1
 
 
+def test_a_scheduler_that_never_ends_is_cut_off(monkeypatch):
+    monkeypatch.setattr(Scheduler, "_grow", lambda self, request, tokens: False)  # preempts itself for ever
+    case = first_cases(1)[0]
+    got = replay(case)
+    assert len(got.records) == case["steps"] + 1
+    assert compare(case, got) is not None
+
+
 def test_a_case_with_an_unmodelled_mechanism_is_skipped_with_its_reason(tmp_path):
     cases = copy.deepcopy(first_cases(2))
     cases[1]["config"]["long_prefill_token_threshold"] = 8

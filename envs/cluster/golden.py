@@ -21,6 +21,10 @@ from fleetgym.envs.cluster.scheduler import Request, Scheduler, StepPlan
 from fleetgym.envs.cluster.spec import EngineArgs
 from fleetgym.envs.errors import UserError
 
+REQUIRED_KEYS = {
+    "seed", "tags", "config", "requests", "trace", "steps", "end", "preemptions", "final_free_blocks",
+}  # fmt: skip
+
 Case = Mapping[str, Any]
 Pairs = list[list[int]]
 
@@ -83,6 +87,18 @@ class Replay:
     unfinished: list[int] = field(default_factory=list)
     preemptions: list[int] = field(default_factory=list)
     final_free_blocks: int = 0
+
+    def note(self, record: Record) -> None:
+        """Append a ``schedule()`` call."""
+        self.records.append(record)
+        for request, _ in record.p:
+            self.preemptions[request] += 1
+
+    def finish(self, requests: list[int]) -> None:
+        """Note which requests an update finished."""
+        for request in requests:
+            self.records[-1].f.append(request)
+            self.unfinished.remove(request)
 
 
 class Difference(NamedTuple):
@@ -188,40 +204,32 @@ def replay(case: Case, make_scheduler: Callable[[Case], GoldenScheduler] = Refer
     out = Replay(unfinished=list(range(len(arrivals))), preemptions=[0] * len(arrivals))
     flight: deque[bool] = deque()  # whether each output in flight is empty
     k = 0
-    while not out.end:
+    while True:
         while pending and arrivals[pending[0]] <= k:
             scheduler.add(pending.popleft())
         counts = scheduler.counts()
+        blocked = False
         if counts.running or counts.waiting:
             step = scheduler.schedule()
-            out.records.append(Record(k, *step, *scheduler.counts(), []))
-            for request, _ in step.preempted:
-                out.preemptions[request] += 1
+            out.note(Record(k, *step, *scheduler.counts(), []))
             k += 1
             flight.append(not step.scheduled)
-            if all(flight) and not step.preempted:  # blocked: only an arrival can change anything
-                while flight:
-                    flight.popleft()
-                    scheduler.update()
-                if not pending:
-                    out.end = "stuck"
-                    continue
-                k = max(k, arrivals[pending[0]])
+            blocked = all(flight) and not step.preempted
+            while blocked and flight:  # only an arrival can change anything: forget the empty outputs
+                flight.popleft()
+                scheduler.update()
+            if not blocked and len(flight) < depth:
                 continue
-            if len(flight) < depth:
-                continue
-        elif not flight:
-            if not pending:
-                out.end = "done"
-                continue
+        if flight:
+            flight.popleft()
+            out.finish(scheduler.update())
+        elif pending:
             k = max(k, arrivals[pending[0]])
-            continue
-        flight.popleft()
-        for request in scheduler.update():
-            out.records[-1].f.append(request)
-            out.unfinished.remove(request)
-    out.final_free_blocks = scheduler.counts().free_blocks
-    return out
+        else:
+            out.end = "stuck" if blocked else "done"
+        if out.end or len(out.records) > case["steps"]:  # a wrong scheduler might never come to an end
+            out.final_free_blocks = scheduler.counts().free_blocks
+            return out
 
 
 def expected_records(case: Case) -> Iterator[Record]:
@@ -278,7 +286,7 @@ def load_cases(path: str | Path) -> Iterator[dict[str, Any]]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 case = json.loads(line)
-                missing = {"seed", "tags", "config", "requests", "trace", "steps", "end"} - set(case)
+                missing = REQUIRED_KEYS - set(case)
                 if missing:
                     raise UserError(f"{path}, line {number}: not a golden case, lacks {', '.join(sorted(missing))}")
                 yield case

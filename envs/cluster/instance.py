@@ -219,7 +219,8 @@ class Instance:
         self._tokens_without_progress = 0
         self.ledger.token(request, now)
         self.in_flight.token(request)
-        self.stats["finished"] += request.generated == request.output_tokens
+        if request.generated == request.output_tokens:
+            self.stats["finished"] += 1
         if request.generated == 1:
             ttft_s = (now - request.arrival_ns) * NS
             ewma = ttft_s if self.ttft_ewma_s is None else self.ttft_ewma_s
