@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float | None:
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
     torch.set_num_threads(cfg.torch_threads)
     with RunFolder.from_hydra(cfg) as run:
-        with make_logger(plain(cfg.logger), run.path, plain(cfg), job_type="train") as logger:
+        with make_logger(plain(cfg.logger), run.path, config=plain(cfg), job_type="train", group=cfg.name) as logger:
             _, history = train(
                 agent,
                 problem,
@@ -71,7 +71,7 @@ def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:
         "features": list(problem.features),
         "schema_version": SCHEMA_VERSION,
         "schema_digest": schema_digest(problem.features),
-        "golden_hash": routing_fingerprint(),
+        "golden_hash": routing_fingerprint(problem.engine),
         "num_instances": instances,
         "trained_ranges": {
             "load": list(problem.load) if problem.load else None,
