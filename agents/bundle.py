@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from fleetgym.agents import bundle_checks as checks
@@ -30,7 +30,9 @@ from fleetgym.agents.bundle_format import (
 )
 from fleetgym.agents.evaluate_numpy import evaluate
 
-__all__ = ["BundleError", "Bundle", "load"]
+_FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(np.bool_)
+
+__all__ = ["Bundle", "BundleError", "load"]
 
 
 class Bundle:
@@ -99,15 +101,19 @@ class Bundle:
         BundleError
             Wrong shape or type, or a row without any instance to choose.
         """
-        self._check(observation, mask)
         if self._tie_break == "random":
-            return self._random_best(self._run(["scores"], {"obs": observation, "mask": mask})[0], mask)
-        return self._run(["action"], {"obs": observation, "mask": mask})[0]  # type: ignore[no-any-return]
+            return self._random_best(self.scores(observation, mask), mask)
+        return self.greedy(observation, mask)
+
+    def greedy(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the graph's own action, the lowest index of equal scores; arguments as for `act`."""
+        self._check(observation, mask)
+        return self._run(["action"], {"obs": observation, "mask": mask})[0]
 
     def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the score of each instance, shape (B, N), -1e30 where masked; arguments as for `act`."""
         self._check(observation, mask)
-        return self._run(["scores"], {"obs": observation, "mask": mask})[0]  # type: ignore[no-any-return]
+        return self._run(["scores"], {"obs": observation, "mask": mask})[0]
 
     def evaluate_numpy(
         self, observation: NDArray[np.float32], mask: NDArray[np.bool_]
@@ -133,18 +139,18 @@ class Bundle:
                     raise BundleError(f"{PARITY}: n{n}.{name} has shape {group[name].shape}, expected {shapes[name]}")
             groups.append(group)
         if tensors:
-            raise BundleError(f"{PARITY}: unknown tensor {sorted(tensors)[0]!a}")
+            raise BundleError(f"{PARITY}: unknown tensor {min(tensors)!a}")
         return groups
 
     def _check(self, observation: Array, mask: Array) -> None:
         shape = observation.shape
         if len(shape) != 3 or shape[2] != len(self.features):
             raise BundleError(f"observation has shape {shape}, expected (B, N, {len(self.features)})")
-        if observation.dtype != np.float32 or mask.dtype != np.bool_:
+        if observation.dtype != _FLOAT32 or mask.dtype != _BOOL:
             raise BundleError(f"observation is {observation.dtype} and mask {mask.dtype}, expected float32 and bool")
         if mask.shape != shape[:2]:
             raise BundleError(f"mask has shape {mask.shape}, expected {shape[:2]}")
-        if not (mask.any() if shape[0] == 1 else mask.any(axis=1).all()):
+        if not (np.count_nonzero(mask) if shape[0] == 1 else mask.any(axis=1).all()):
             raise BundleError("mask: no instance may be chosen")
         if shape[1] != self._known_n:
             self._known_n = shape[1]

@@ -182,12 +182,16 @@ def read_manifest(data: bytes) -> dict[str, Any]:
     if kind not in KINDS:
         raise BundleError(f"{MANIFEST}.kind={shown(kind)}: allowed are {', '.join(KINDS)}")
     if architecture["activation"] not in ACTIVATIONS:
-        raise BundleError(f"{MANIFEST}.architecture.activation={shown(architecture['activation'])}: allowed are relu, tanh")
+        raise BundleError(
+            f"{MANIFEST}.architecture.activation={shown(architecture['activation'])}: allowed are relu, tanh"
+        )
     if not 1 <= architecture["hidden"] <= MAX_HIDDEN:
         raise BundleError(f"{MANIFEST}.architecture.hidden={architecture['hidden']}: allowed are 1 to {MAX_HIDDEN}")
     for name, bounds in (*manifest["trained"].items(), *manifest["tested"].items()):
-        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
+        if bounds and (len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]):
             raise BundleError(f"{MANIFEST}: range {name}={shown(bounds)}, expected [low, high]")
+    if not manifest["tested"]["n_instances"]:
+        raise BundleError(f"{MANIFEST}.tested.n_instances: empty")
     return manifest
 
 
@@ -212,7 +216,7 @@ def check_digests(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> No
     """Compare size and SHA-256 of every other file with the manifest."""
     listed, expected = manifest["files"], set(files) - {MANIFEST}
     if set(listed) != expected:
-        strange = sorted(set(listed) ^ expected)[0]
+        strange = min(set(listed) ^ expected)
         raise BundleError(f"{MANIFEST}.files: {shown(strange)} should {'not ' * (strange in listed)}be listed")
     for name in sorted(listed):
         _check(listed[name], {"sha256": str, "size": int}, f"{MANIFEST}.files.{name}")
@@ -260,7 +264,7 @@ def read_safetensors(data: bytes, where: str) -> dict[str, Array]:
 def check_weights(weights: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Compare names, shapes and types with the architecture, and refuse NaN and infinities."""
     if set(weights) != set(expected):
-        raise BundleError(f"{where}: tensor {shown(sorted(set(weights) ^ set(expected))[0])} is missing or unknown")
+        raise BundleError(f"{where}: tensor {shown(min(set(weights) ^ set(expected)))} is missing or unknown")
     for name, shape in expected.items():
         tensor = weights[name]
         dtype = np.bool_ if name == "features.log1p" else np.float32
@@ -287,7 +291,7 @@ def check_onnx(data: bytes, kind: str, activation: str, weights: Mapping[str, Ar
         raise BundleError(f"{ONNX}: {len(found.nodes)} operators, expected {len(nodes)}")
     expected = used_weights(nodes, weights) | used_constants(nodes)
     if set(found.initializers) != set(expected):
-        strange = sorted(set(found.initializers) ^ set(expected))[0]
+        strange = min(set(found.initializers) ^ set(expected))
         raise BundleError(f"{ONNX}: tensor {shown(strange)} is missing or unknown")
     for name, tensor in expected.items():
         have_tensor = found.initializers[name]

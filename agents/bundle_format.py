@@ -5,9 +5,9 @@ needs numpy alone. A policy is one of two kinds, both a score per instance and a
 
 ``scorer_mlp``
     ``h = act(W1 x + b1)`` per instance, ``g`` = mean of ``h`` over the instances that may be chosen,
-    ``score = w3 . act(W2 h + Wp g + b2) + b3``, where ``x`` is the transformed observation.
+    ``score = w3 . act(W2 h + Wp g + b2)``, where ``x`` is the transformed observation.
 ``linear_score``
-    ``score = w . clipped observation + b``: heuristics that rank instances by a weighted sum.
+    ``score = w . clipped observation``: heuristics that rank instances by a weighted sum.
 """
 
 from __future__ import annotations
@@ -93,10 +93,19 @@ class FeatureSpec:
     def of(cls, row: Any) -> FeatureSpec:
         """Copy the fields of a mapping or of an object with the same attribute names."""
         values = row if isinstance(row, Mapping) else {name: getattr(row, name) for name in cls.__annotations__}
-        numbers = {name: float(values[name]) for name in ("low", "high", "scale", "missing")}
-        texts = {name: str(values[name]) for name in ("name", "unit", "scope", "tag", "transform")}
-        metrics = {engine: tuple(names) for engine, names in values.get("metrics", {}).items()}
-        return cls(**texts, **numbers, meaning=str(values.get("meaning", "")), metrics=metrics)
+        return cls(
+            name=str(values["name"]),
+            unit=str(values["unit"]),
+            scope=str(values["scope"]),
+            tag=str(values["tag"]),
+            low=float(values["low"]),
+            high=float(values["high"]),
+            transform=str(values["transform"]),
+            scale=float(values["scale"]),
+            missing=float(values["missing"]),
+            meaning=str(values["meaning"]),
+            metrics={str(engine): tuple(names) for engine, names in values["metrics"].items()},
+        )
 
     def problem(self) -> str | None:
         """Return why this row cannot be used, or None."""
@@ -139,9 +148,9 @@ def weight_shapes(kind: str, num_features: int, hidden: int) -> dict[str, tuple[
     F, H = num_features, hidden
     shapes: dict[str, tuple[int, ...]] = {f"features.{n}": (F, 1) for n in ("missing", "low", "high", "log1p", "gain")}
     if kind == "linear_score":
-        return shapes | {"score.weight": (1, F), "score.bias": (1,)}
+        return shapes | {"score.weight": (1, F)}
     network = {"row.weight": (H, F), "row.bias": (H, 1), "mix.weight": (H, H), "pool.weight": (H, H)}
-    return shapes | network | {"mix.bias": (H, 1), "score.weight": (1, H), "score.bias": (1,)}
+    return shapes | network | {"mix.bias": (H, 1), "score.weight": (1, H)}
 
 
 class Node(NamedTuple):
@@ -179,8 +188,7 @@ def graph(kind: str, activation: str) -> tuple[Node, ...]:
         _node("Min", "raised features.high", "clipped"),
     )
     decide = (
-        _node("Squeeze", "product axis_1", "flat"),
-        _node("Add", "flat score.bias", "raw_scores"),
+        _node("Squeeze", "product axis_1", "raw_scores"),
         _node("Where", "mask raw_scores masked_score", "scores"),
         _node("ArgMax", "scores", "action", axis=1, keepdims=0),  # the first of equal ones
     )

@@ -41,7 +41,8 @@ def network(weights: Mapping[str, NDArray[Any]], activation: str, x: Float, mask
     g = (h * mask[:, :, None]).sum(axis=1) / count  # (B, H): mean over the instances that may be chosen
     fleet = g @ w["pool.weight"].T + w["mix.bias"][:, 0]
     h2 = act(h @ w["mix.weight"].T + fleet[:, None, :])
-    return (h2 @ w["score.weight"].T)[:, :, 0] + w["score.bias"]
+    scores: Float = (h2 @ w["score.weight"].T)[:, :, 0]
+    return scores
 
 
 def evaluate(
@@ -70,7 +71,7 @@ def evaluate(
     """
     clipped = clean(weights, observation)
     if kind == "linear_score":
-        raw = (clipped @ weights["score.weight"].T)[:, :, 0] + weights["score.bias"]
+        raw: Float = (clipped @ weights["score.weight"].T)[:, :, 0]
     else:
         raw = network(weights, activation, transform(weights, clipped), mask)
     scores = np.where(mask, raw, MASKED_SCORE).astype(np.float32)

@@ -228,7 +228,8 @@ def _integer(value: Value) -> int:
 def _integers(value: Value) -> list[int]:
     if isinstance(value, int):
         return [_integer(value)]
-    numbers, at = [], 0
+    numbers: list[int] = []
+    at = 0
     while at < len(value) and len(numbers) <= 16:
         number, at = _varint(value, at)
         numbers.append(_integer(number))

@@ -1,0 +1,63 @@
+"""Hold a bundle's ONNX file and its weights against the decisions recorded at export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetgym.agents.bundle import load
+from fleetgym.agents.bundle_format import Array
+
+TOLERANCE = 1e-5
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """Recompute all parity vectors with onnxruntime and with plain numpy.
+
+    Returns
+    -------
+    dict
+        ``vectors``, ``passed``, and for ``onnxruntime`` and ``numpy``: ``actions_differ`` (count),
+        ``max_score_difference`` and ``max_relative_score_difference``, the latter divided by the score's
+        magnitude where that exceeds 1. It passes if no action differs and the latter is at most 1e-5: a
+        score of 1e6 tokens has no digits for less.
+
+    Raises
+    ------
+    BundleError
+        The bundle is refused.
+    """
+    bundle = load(path)
+    groups = bundle.parity_vectors()
+    report: dict[str, Any] = {"policy_id": bundle.name, "vectors": sum(len(g["action"]) for g in groups)}
+    report["instances"] = [g["mask"].shape[1] for g in groups]
+    for name in ("onnxruntime", "numpy"):
+        differ, worst, relative = 0, 0.0, 0.0
+        for g in groups:
+            if name == "numpy":
+                scores, action = bundle.evaluate_numpy(g["obs"], g["mask"])
+            else:
+                scores, action = bundle.scores(g["obs"], g["mask"]), bundle.greedy(g["obs"], g["mask"])
+            differ += int((action != g["action"]).sum())
+            difference = _difference(scores, g["scores"], g["mask"])
+            worst = max(worst, float(difference.max()))
+            relative = max(relative, float((difference / np.maximum(1.0, np.abs(g["scores"]))).max()))
+        report[name] = {
+            "actions_differ": differ,
+            "max_score_difference": worst,
+            "max_relative_score_difference": relative,
+        }
+    report["passed"] = all(
+        report[n]["actions_differ"] == 0 and report[n]["max_relative_score_difference"] <= TOLERANCE
+        for n in ("onnxruntime", "numpy")
+    )
+    return report
+
+
+def _difference(scores: Array, recorded: Array, mask: Array) -> NDArray[np.float64]:
+    """Absolute differences; infinite if a masked instance has any other score than the recorded one."""
+    difference = np.abs(scores.astype(np.float64) - recorded.astype(np.float64))
+    return np.where(mask | (difference == 0), difference, np.inf)

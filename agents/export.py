@@ -1,0 +1,402 @@
+"""Write a trained row scorer, or a heuristic that ranks by a weighted sum, as a bundle.
+
+A checkpoint is read without unpickling: its weights as plain tensors, all else from the card beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from safetensors.numpy import save as safetensors_bytes
+
+from fleetgym.agents import model_card
+from fleetgym.agents.bundle_format import (
+    BUNDLE_VERSION,
+    CARD,
+    CONFIG,
+    IR_VERSION,
+    MANIFEST,
+    MASKED_SCORE,
+    ONNX,
+    OPSET,
+    PARITY,
+    PARITY_SIZES,
+    WEIGHTS,
+    Array,
+    BundleError,
+    FeatureSpec,
+    Node,
+    feature_tensors,
+    graph,
+    used_constants,
+    used_weights,
+    weight_shapes,
+)
+from fleetgym.agents.bundle_verify import verify
+from fleetgym.agents.checkpoint import read_card
+from fleetgym.agents.evaluate_numpy import evaluate
+from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.features import FEATURE_BY_NAME, SCHEMA_VERSION, schema_digest, select
+
+FALLBACK = "least_inflight"
+_VECTORS_PER_SIZE = 64
+# Score = sum of weight x feature, for the heuristics of `fleetgym.baselines` that have this form.
+LINEAR_SCORES: Mapping[str, Mapping[str, float]] = {
+    "least_inflight": {"in_flight_requests": -1.0},
+    "least_kv": {"kv_usage": -1.0},
+    "least_pending_tokens": {"awaiting_first_token_prompt_tokens": -1.0},
+    "vllm_dp": {"waiting_requests": -4.0, "running_requests": -1.0},
+    "dynamo_cost": {
+        "awaiting_first_token_prompt_tokens": -1 / 16,
+        "in_flight_prompt_tokens": -1 / 16,
+        "streamed_tokens": -1 / 16,
+        "prompt_tokens": -2 / 16,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a bundle is written from.
+
+    Attributes
+    ----------
+    name : str
+    kind : {"scorer_mlp", "linear_score"}
+    features : tuple of FeatureSpec
+    weights : dict of str to ndarray
+        Without the feature table's tensors.
+    hidden : int
+    activation : {"relu", "tanh"}
+    trained : dict
+        ``n_instances``, ``load``, ``staleness_s``: [low, high] each, empty where it does not apply.
+    environment : dict
+        ``id`` and ``golden_hash``.
+    training : dict
+        Algorithm, seed and number of steps.
+    config : mapping
+        The resolved training config.
+    versions : mapping
+    git_revision : str
+    evaluation : list of dict
+        Rows of a leaderboard.
+    """
+
+    name: str
+    kind: str
+    features: tuple[FeatureSpec, ...]
+    weights: dict[str, Array]
+    hidden: int = 1
+    activation: str = "relu"
+    trained: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=lambda: {"id": "", "golden_hash": ""})
+    training: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    git_revision: str = ""
+    evaluation: Sequence[Mapping[str, Any]] = ()
+
+    def tensors(self) -> dict[str, Array]:
+        """Return everything that goes into ``weights.safetensors``."""
+        return feature_tensors(self.features) | self.weights
+
+
+def from_checkpoint(checkpoint: str | Path, golden_hash: str | None = None) -> Source:
+    """Read a checkpoint that training wrote.
+
+    Parameters
+    ----------
+    checkpoint : path
+        The zip, with its card beside it.
+    golden_hash : str, optional
+        What the environment's golden rollout gives today; a `RuntimeWarning` if it was another then.
+
+    Raises
+    ------
+    UserError
+        Fixed number of instances, privileged feature, another schema version, no checkpoint.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise UserError(f"checkpoint={str(path)!r}: no such file")
+    card = read_card(path)
+    features = _exportable(card, f"checkpoint={str(path)!r}")
+    if golden_hash is not None and golden_hash != card["golden_hash"]:
+        warnings.warn(
+            f"{path}: trained when {card['env_id']} behaved otherwise (golden hash {card['golden_hash'] or 'unknown'},"
+            f" today {golden_hash}): evaluate it again before use",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    state = _state(path)
+    weights = _weights(state, path)
+    ranges = card["trained_ranges"]
+    git = card.get("git") or {}
+    return Source(
+        name=str(card.get("name", path.stem)),
+        kind="scorer_mlp",
+        features=features,
+        weights=weights,
+        hidden=len(weights["row.bias"]),
+        activation="tanh" if bool(state["mlp_extractor.uses_tanh"]) else "relu",
+        trained={
+            "n_instances": ranges.get("num_instances") or [],
+            "load": ranges.get("load") or [],
+            "staleness_s": ranges.get("staleness_s") or [],
+        },
+        environment={"id": card["env_id"], "golden_hash": card["golden_hash"]},
+        training={key: card[key] for key in ("algorithm", "seed", "num_timesteps") if key in card},
+        config=card.get("config") or {},
+        versions=card.get("versions") or {},
+        git_revision=str(git.get("revision", "")) + ("-dirty" if git.get("dirty") else ""),
+    )
+
+
+def _exportable(card: Mapping[str, Any], where: str) -> tuple[FeatureSpec, ...]:
+    if card["network"] != "scorer":
+        raise UserError(
+            f"{where}: network={card['network']!r} is made for exactly {card.get('num_instances', 'N')} instances;"
+            " a bundle serves any number: train agent=ppo_scorer"
+        )
+    names = tuple(card["features"])
+    unknown = [name for name in names if name not in FEATURE_BY_NAME]
+    if card["schema_version"] != SCHEMA_VERSION or unknown or card["schema_digest"] != schema_digest(names):
+        raise UserError(
+            f"{where}: trained on another observation schema (version {card['schema_version']}, digest"
+            f" {card['schema_digest']}) than this one (version {SCHEMA_VERSION})"
+        )
+    for feature in select(names, oracle=True):
+        if feature.tag == "privileged":
+            raise UserError(f"{where}: uses feature {feature.name!r}, which is privileged: no router can know it")
+    return tuple(FeatureSpec.of(feature) for feature in select(names))
+
+
+def _state(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("policy.pth") as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, KeyError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
+        raise UserError(f"checkpoint={str(path)!r}: not a checkpoint that training wrote ({error})") from None
+    if "mlp_extractor.uses_tanh" not in state:
+        raise UserError(f"checkpoint={str(path)!r}: holds no row scorer; train agent=ppo_scorer")
+    return dict(state)
+
+
+def _weights(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, Array]:
+    arrays = {name: tensor.numpy() for name, tensor in state.items() if tensor.dtype == torch.float32}
+    weights = {
+        name: np.ascontiguousarray(arrays[f"mlp_extractor.{name}"])
+        for name in ("row.weight", "mix.weight", "pool.weight", "score.weight")
+    }
+    for name in ("row.bias", "mix.bias"):
+        weights[name] = np.ascontiguousarray(arrays[f"mlp_extractor.{name}"][:, None])
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"checkpoint={str(path)!r}: {name} holds NaN or infinity: training diverged")
+    return weights
+
+
+def from_heuristic(policy: str, config: Mapping[str, Any] | None = None) -> Source:
+    """Describe a heuristic of `LINEAR_SCORES` over the features that it reads.
+
+    Raises
+    ------
+    UserError
+        It has no such form.
+    """
+    if policy not in LINEAR_SCORES:
+        raise UserError(f"policy={policy!r}: has no linear score to export{did_you_mean(policy, LINEAR_SCORES)}")
+    form = LINEAR_SCORES[policy]
+    weights = {"score.weight": np.array([list(form.values())], np.float32)}
+    features = tuple(FeatureSpec.of(feature) for feature in select(tuple(form)))
+    return Source(policy, "linear_score", features, weights, config=config or {})
+
+
+def write_bundle(folder: str | Path, source: Source) -> Path:
+    """Write the bundle, verify it, and only then give it its name.
+
+    Raises
+    ------
+    UserError
+        The folder exists or cannot be written.
+    """
+    target = Path(folder).absolute()
+    if target.exists():
+        raise UserError(f"bundle={str(folder)!r}: exists already; remove it or name another folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"bundle={str(folder)!r}: cannot write there: {error.strerror}") from None
+    try:
+        for name, data in bundle_files(source).items():
+            (temporary / name).write_bytes(data)
+        report = verify(temporary)
+        if not report["passed"]:
+            raise BundleError(f"the bundle does not compute what the policy does: {report}")
+        temporary.chmod(0o755)
+        os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def bundle_files(source: Source) -> dict[str, bytes]:
+    """Return name and content of every file of the bundle."""
+    tensors = source.tensors()
+    expected = weight_shapes(source.kind, len(source.features), source.hidden)
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise ValueError(f"weights of {source.name} do not have the shapes of {source.kind}")
+    files = {
+        ONNX: onnx_bytes(source.kind, source.activation, tensors),
+        WEIGHTS: safetensors_bytes(tensors, {"format": "fleetgym", "kind": source.kind}),
+        PARITY: safetensors_bytes(parity_tensors(source)),
+        CONFIG: model_card.yaml_text(source.config).encode(),
+    }
+    manifest = _manifest(source, hashlib.sha256(files[WEIGHTS]).hexdigest())
+    files[CARD] = model_card.text(manifest).encode()
+    manifest["files"] = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in sorted(files.items())
+    }
+    files[MANIFEST] = (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()
+    return files
+
+
+def _manifest(source: Source, weights_digest: str) -> dict[str, Any]:
+    return {
+        "schema_version": BUNDLE_VERSION,
+        "policy_id": f"{source.name}-{weights_digest[:8]}",
+        "kind": source.kind,
+        "architecture": {"hidden": source.hidden, "activation": source.activation},
+        "observation": {
+            "schema_version": SCHEMA_VERSION,
+            "unknown_value": "NaN",
+            "features": [json.loads(json.dumps(asdict(feature))) for feature in source.features],
+        },
+        "action": {
+            "kind": "instance_index",
+            "decode": "argmax",
+            "tie_break": "lowest_index",
+            "masked_score": MASKED_SCORE,
+            "none_available": "refused",
+        },
+        "trained": {name: list(source.trained.get(name, [])) for name in ("n_instances", "load", "staleness_s")},
+        "tested": {"n_instances": [min(PARITY_SIZES), max(PARITY_SIZES)]},
+        "fallback": FALLBACK,
+        "environment": dict(source.environment),
+        "versions": dict(source.versions),
+        "git_revision": source.git_revision,
+        "training": dict(source.training),
+        "evaluation": [dict(row) for row in source.evaluation],
+    }
+
+
+def _attributes(node: Node) -> dict[str, Any]:
+    return dict(node.attributes)
+
+
+def onnx_bytes(kind: str, activation: str, tensors: Mapping[str, Array]) -> bytes:
+    """Return ``policy.onnx``: the graph of `bundle_format.graph` with these weights."""
+    nodes = graph(kind, activation)
+    constants = used_weights(nodes, tensors) | used_constants(nodes)
+    num_features = tensors["features.low"].shape[0]
+    kinds = onnx.TensorProto
+    body = helper.make_graph(
+        [helper.make_node(n.op, n.inputs, [n.output], **_attributes(n)) for n in nodes],
+        "policy",
+        [
+            helper.make_tensor_value_info("obs", kinds.FLOAT, ["b", "n", num_features]),
+            helper.make_tensor_value_info("mask", kinds.BOOL, ["b", "n"]),
+        ],
+        [
+            helper.make_tensor_value_info("scores", kinds.FLOAT, ["b", "n"]),
+            helper.make_tensor_value_info("action", kinds.INT64, ["b"]),
+        ],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(
+        body, producer_name="fleetgym", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def parity_tensors(source: Source) -> dict[str, Array]:
+    """Return observations, masks and what the policy makes of them, for each N of `PARITY_SIZES`.
+
+    The scores come from torch for a trained network, so that the exported files are held against the
+    thing that was trained.
+    """
+    rng = np.random.default_rng(0)
+    tensors: dict[str, Array] = {}
+    for n in PARITY_SIZES:
+        observation, mask = _vectors(rng, source.features, n)
+        if source.kind == "scorer_mlp":
+            scores = np.where(mask, _torch_scores(source, observation, mask), np.float32(MASKED_SCORE))
+        else:
+            scores, _ = evaluate(source.kind, source.activation, source.tensors(), observation, mask)
+        keep = _decided(scores)
+        group = {"obs": observation, "mask": mask, "scores": scores, "action": scores.argmax(axis=1).astype(np.int64)}
+        tensors |= {f"n{n}.{name}": np.ascontiguousarray(array[keep]) for name, array in group.items()}
+    return tensors
+
+
+def _decided(scores: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return which decisions to record: exact ties and clear ones, for rounding may turn the others round."""
+    if scores.shape[1] == 1:
+        return np.arange(_VECTORS_PER_SIZE)
+    second, top = np.sort(scores, axis=1)[:, -2:].T.astype(np.float64)
+    clear = (top == second) | (top - second > 2e-6 * np.maximum(1.0, np.abs(top)))
+    return np.flatnonzero(clear)[:_VECTORS_PER_SIZE]
+
+
+def _vectors(
+    rng: np.random.Generator, features: Sequence[FeatureSpec], n: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Typical, log-uniform, extreme and unknown values; rows masked at random, one at least left."""
+    b = 2 * _VECTORS_PER_SIZE
+    observation = np.empty((b, n, len(features)), np.float32)
+    for column, f in enumerate(features):
+        typical = rng.uniform(0.0, f.scale, (b, n))
+        wide = np.exp(rng.uniform(-2.0, np.log(max(f.high, 1.0)) + 1.0, (b, n))) * (1 if f.low >= 0 else -1)
+        extreme = rng.choice([f.low, f.high, f.low - 1.0, f.high * 2.0 + 1.0, np.inf, -np.inf], (b, n))
+        which = rng.choice(4, (b, n), p=(0.6, 0.2, 0.1, 0.1))
+        values = np.select([which == 0, which == 1, which == 2], [typical, wide, extreme], np.nan)
+        if f.scope == "request":
+            values = np.repeat(values[:, :1], n, axis=1)
+        observation[:, :, column] = values
+    observation[0] = 0.0  # an idle fleet: all instances equal
+    observation[1] = np.nan  # nothing known
+    mask = rng.random((b, n)) < 0.8
+    mask[:2] = True
+    mask[np.arange(b), rng.integers(0, n, b)] = True
+    observation[2:][~mask[2:] & (rng.random((b - 2, n)) < 0.5)] = 0.0  # as the gym shows absent instances
+    return observation, mask
+
+
+def _torch_scores(source: Source, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    from fleetgym.agents.scorer import RowScorer
+
+    net = RowScorer([f.name for f in source.features], source.hidden, source.activation)
+    state = {name: torch.from_numpy(array) for name, array in source.weights.items()}
+    for name in ("row.bias", "mix.bias"):
+        state[name] = state[name][:, 0]
+    net.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        scores: NDArray[np.float32] = net.scores(torch.from_numpy(observation), torch.from_numpy(mask)).numpy()
+    return scores

@@ -1,0 +1,96 @@
+"""``fleetgym export``: write a trained policy, or a heuristic, as a bundle that runs without torch and this gym."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fleetgym.envs.errors import UserError
+from fleetgym.experiments.cli import command
+from fleetgym.experiments.config import plain
+from fleetgym.experiments.run import RunFolder, git_state, versions
+
+
+@command("export")
+def main(cfg: DictConfig) -> float | None:
+    """Export and verify; return the largest relative score difference."""
+    # Imported here so that `--help` and `--cfg` answer without loading torch.
+    from fleetgym.agents.bundle_verify import verify
+    from fleetgym.agents.export import from_checkpoint, from_heuristic, write_bundle
+    from fleetgym.envs.fingerprint import routing_fingerprint
+
+    policy = cfg.get("policy")
+    if (cfg.checkpoint is None) == (policy is None):
+        raise UserError("give either checkpoint=PATH or policy=NAME (a heuristic)")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        if cfg.checkpoint is not None:
+            source = from_checkpoint(cfg.checkpoint, routing_fingerprint())
+        else:
+            state = git_state() or {}
+            source = dataclasses.replace(
+                from_heuristic(str(policy.name), plain(cfg)),
+                versions=versions(),
+                git_revision=str(state.get("revision", "")) + ("-dirty" if state.get("dirty") else ""),
+            )
+    for warning in caught:
+        print(f"warning: {warning.message}")
+    if cfg.evaluation is not None:
+        source = dataclasses.replace(source, evaluation=evaluation_rows(Path(cfg.evaluation)))
+    with RunFolder.from_hydra(cfg) as run:
+        folder = write_bundle(run.path / "bundle" if cfg.bundle is None else cfg.bundle, source)
+        report = verify(folder)
+        run.write_metrics(report)
+        print_report(report)
+        print(f"bundle: {folder}")
+    worst: float = report["onnxruntime"]["max_relative_score_difference"]
+    return worst
+
+
+def evaluation_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a ``leaderboard.json`` as the model card shows them.
+
+    Raises
+    ------
+    UserError
+        No such file, or not a leaderboard.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"evaluation={str(path)!r}: not a readable leaderboard.json: {error}") from None
+    try:
+        metric, seeds = table["main_metric"], len(table["seeds"])
+        return [
+            {
+                "place": entry["place"],
+                "policy": entry["policy"],
+                "kind": entry["kind"],
+                **{f"{metric} ({part})": value for part, value in entry["main"].items()},
+                "seeds": seeds,
+            }
+            for entry in table["entries"]
+        ]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"evaluation={str(path)!r}: not what `fleetgym leaderboard` writes") from None
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """Print what `fleetgym.agents.bundle_verify.verify` found."""
+    print(f"{report['policy_id']}: {report['vectors']} vectors, {report['instances']} instances")
+    for name in ("onnxruntime", "numpy"):
+        part = report[name]
+        print(
+            f"  {name:<12} actions that differ: {part['actions_differ']}, largest score difference: "
+            f"{part['max_score_difference']:.2e} (relative {part['max_relative_score_difference']:.2e})"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""``fleetgym export-verify``: recompute a bundle's recorded decisions; exit code 1 if one differs."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from fleetgym.agents.bundle import BundleError
+from fleetgym.agents.bundle_verify import TOLERANCE, verify
+from fleetgym.envs.errors import UserError
+from fleetgym.experiments.cli import CommandFailed, command
+from fleetgym.experiments.export import print_report
+from fleetgym.experiments.run import RunFolder
+
+
+@command("export_verify")
+def main(cfg: DictConfig) -> float | None:
+    """Verify; return the largest relative score difference."""
+    try:
+        report = verify(cfg.bundle)
+    except BundleError as error:
+        raise UserError(f"bundle={str(cfg.bundle)!r}: {error}") from None
+    with RunFolder.from_hydra(cfg) as run:
+        run.write_metrics(report)
+        print_report(report)
+        if not report["passed"]:
+            raise CommandFailed(f"error: an action differs, or a score by more than {TOLERANCE:g}", 1)
+        print("every action is equal")
+    worst: float = report["onnxruntime"]["max_relative_score_difference"]
+    return worst
+
+
+if __name__ == "__main__":
+    main()
