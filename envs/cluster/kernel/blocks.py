@@ -1,0 +1,174 @@
+"""KV blocks with prefix caching: content, references, the free list, block tables. See `fleetgym.envs.cluster.block_pool`.
+
+Without prefix caching it does not matter which block a request holds, and ``used`` alone is counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.state import Array, Unit
+
+UNREGISTERED = -(2**63)
+
+
+@jit
+def blocks_for(tokens: int, block_size: int) -> Any:
+    """Blocks that hold ``tokens``."""
+    return (tokens + block_size - 1) // block_size
+
+
+@jit
+def bucket_of(content: int, buckets: Array) -> Any:
+    """Hash bucket of a content id."""
+    return (content ^ (content >> 20) ^ (content >> 40)) & (len(buckets) - 1)
+
+
+@jit
+def clear_pool(blocks: Array, buckets: Array, usable: int) -> None:
+    """Free all blocks, in the order 1, 2, 3..."""
+    buckets[:] = 0
+    for block in range(usable + 1):
+        row = blocks[block]
+        row["content"] = UNREGISTERED
+        row["references"] = 0
+        row["free_previous"] = block - 1 if block > 0 else usable
+        row["free_next"] = block + 1 if block < usable else 0
+        row["bucket_next"] = 0
+
+
+@jit
+def content_of(u: Unit, r: int, place: int) -> Any:
+    """Content id of a request's full block number ``place``; past its chain a negative one that is its own."""
+    row = u.chain[r]
+    if place < row["id_count"]:
+        return u.ids[row["ids"] + place]
+    return -1 - (row["table"] + place)
+
+
+@jit
+def unlink_free(blocks: Array, block: int) -> None:
+    """Take a block out of the free list."""
+    before, after = blocks[block]["free_previous"], blocks[block]["free_next"]
+    blocks[before]["free_next"] = after
+    blocks[after]["free_previous"] = before
+
+
+@jit
+def link_free(blocks: Array, block: int, before: int) -> None:
+    """Put a block into the free list behind ``before``; behind block 0 is the head."""
+    after = blocks[before]["free_next"]
+    blocks[block]["free_previous"] = before
+    blocks[block]["free_next"] = after
+    blocks[before]["free_next"] = block
+    blocks[after]["free_previous"] = block
+
+
+@jit
+def find(u: Unit, content: int) -> Any:
+    """The block registered first that holds ``content``, or 0."""
+    block = u.buckets[bucket_of(content, u.buckets)]
+    while block > 0 and u.blocks[block]["content"] != content:
+        block = u.blocks[block]["bucket_next"]
+    return block
+
+
+@jit
+def register(u: Unit, block: int, content: int) -> None:
+    """Make a full block hittable."""
+    bucket = bucket_of(content, u.buckets)
+    u.blocks[block]["content"] = content
+    u.blocks[block]["bucket_next"] = 0
+    last = u.buckets[bucket]
+    if last == 0:
+        u.buckets[bucket] = block
+        return
+    while u.blocks[last]["bucket_next"] > 0:
+        last = u.blocks[last]["bucket_next"]
+    u.blocks[last]["bucket_next"] = block
+
+
+@jit
+def forget(u: Unit, block: int) -> None:
+    """Make a block unhittable, if it was hittable."""
+    content = u.blocks[block]["content"]
+    if content == UNREGISTERED:
+        return
+    bucket = bucket_of(content, u.buckets)
+    after = u.blocks[block]["bucket_next"]
+    u.blocks[block]["content"] = UNREGISTERED
+    other = u.buckets[bucket]
+    if other == block:
+        u.buckets[bucket] = after
+        return
+    while u.blocks[other]["bucket_next"] != block:
+        other = u.blocks[other]["bucket_next"]
+    u.blocks[other]["bucket_next"] = after
+
+
+@jit
+def register_up_to(u: Unit, r: int, tokens: int) -> None:
+    """Register the blocks that a request's first ``tokens`` tokens fill."""
+    row = u.chain[r]
+    full = tokens // u.spec["block_size"]
+    for place in range(row["registered"], full):
+        register(u, u.table[row["table"] + place], content_of(u, r, place))
+    row["registered"] = max(row["registered"], full)
+
+
+@jit
+def grow(u: Unit, r: int, held: int, end: int, returned: int) -> None:
+    """Draw blocks beyond the ``held`` ones up to token ``end``; register what is filled with returned tokens."""
+    table = u.chain[r]["table"]
+    needed = blocks_for(end, u.spec["block_size"])
+    for place in range(held, needed):
+        block = u.blocks[0]["free_next"]
+        unlink_free(u.blocks, block)
+        forget(u, block)
+        u.blocks[block]["references"] = 1
+        u.table[table + place] = block
+    u.inst["used"] += needed - held
+    register_up_to(u, r, min(end, returned))
+
+
+@jit
+def lookup(u: Unit, r: int, known: int) -> tuple[int, int]:
+    """Blocks that a waiting request could start with, left in its block table: how many, how many of them free."""
+    table = u.chain[r]["table"]
+    hits = free = 0
+    for place in range((known - 1) // u.spec["block_size"]):
+        block = find(u, content_of(u, r, place))
+        if block == 0:
+            break
+        u.table[table + place] = block
+        hits += 1
+        free += u.blocks[block]["references"] == 0
+    return hits, free
+
+
+@jit
+def share(u: Unit, r: int, hits: int) -> None:
+    """Take the blocks found by `lookup`."""
+    row = u.chain[r]
+    for place in range(row["table"], row["table"] + hits):
+        block = u.table[place]
+        if u.blocks[block]["references"] == 0:
+            unlink_free(u.blocks, block)
+            u.inst["used"] += 1
+        u.blocks[block]["references"] += 1
+    row["registered"] = hits
+
+
+@jit
+def release(u: Unit, r: int, held: int) -> None:
+    """Give up a request's blocks, last one first: registered ones to the tail of the free list, others to its head."""
+    row = u.chain[r]
+    for place in range(held - 1, -1, -1):
+        block = u.table[row["table"] + place]
+        u.blocks[block]["references"] -= 1
+        if u.blocks[block]["references"] == 0:
+            registered = u.blocks[block]["content"] != UNREGISTERED
+            link_free(u.blocks, block, u.blocks[0]["free_previous"] if registered else 0)
+            u.inst["used"] -= 1
+    row["registered"] = 0

@@ -1,0 +1,255 @@
+"""B clusters: dispatching, advancing to the next decision, observing."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from fleetgym.envs.cluster.engine import SIGNAL_NAMES
+from fleetgym.envs.cluster.kernel.advance import advance, receive
+from fleetgym.envs.cluster.kernel.blocks import clear_pool
+from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.state import NEVER, NONE, REFUSED, Array, State, Unit
+
+NUM_SIGNALS = len(SIGNAL_NAMES)
+
+
+@functools.partial(jit, inline="always")
+def unit(st: State, b: int, i: int) -> Unit:
+    """What the scheduler of instance ``i`` of cluster ``b`` works on."""
+    inst = st.inst[b, i]
+    kind = inst["spec"]
+    return Unit(
+        inst, st.env[b], st.spec[kind], st.req[b], st.classes[b, i], st.heap[b, i], st.gaps[b], st.tables[0, kind],
+        st.tables[1, kind], st.slo, st.journal[b], st.blocks[b, i], st.buckets[b, i], st.chain[b], st.table[b],
+        st.ids[b],
+    )  # fmt: skip
+
+
+@jit
+def catch_up(st: State, b: int, i: int, until: int) -> bool:
+    """Advance one instance; return whether it stopped making progress."""
+    if st.inst[b, i]["next_ns"] > until:
+        return False
+    u = unit(st, b, i)
+    advance(u, until)
+    return bool(u.inst["stall"] > u.spec["stall_limit"])
+
+
+@jit
+def catch_up_all(st: State, b: int, until: int) -> None:
+    """Advance all instances of a cluster."""
+    for i in range(st.inst.shape[1]):
+        if catch_up(st, b, i, until):
+            st.env[b]["stalled_instance"] = i
+            return
+
+
+@jit
+def dispatch(st: State, b: int, i: int) -> None:
+    """Send the pending request of a cluster to instance ``i``, which is up to date."""
+    now, r = st.now_ns[b], st.pending[b]
+    env, inst, row = st.env[b], st.inst[b, i], st.req[b, r]
+    row["instance"] = i
+    inst["dispatched"] += 1
+    inst["dispatch_ns"] = now
+    if row["prompt"] + row["output"] > st.spec[inst["spec"]]["max_len"]:
+        row["state"] = REFUSED
+        inst["rejected"] += 1
+        env["rejected"] += 1
+        return
+    env["unfinished"] += 1
+    env["unfinished_moment"] += now
+    env["awaiting"] += 1
+    env["awaiting_moment"] += now
+    inst["in_flight"] += 1
+    inst["prompt_tokens"] += row["prompt"]
+    inst["output_tokens"] += row["output"]
+    inst["awaiting"] += 1
+    inst["awaiting_tokens"] += row["prompt"]
+    u = unit(st, b, i)
+    receive(u, r, now)
+    if u.inst["stall"] > u.spec["stall_limit"]:
+        env["stalled_instance"] = i
+
+
+@jit
+def move_on(st: State, b: int) -> None:
+    """Make the next request of a cluster the pending one; the clock follows."""
+    if st.pending[b] + 1 == st.env[b]["requests"]:
+        st.done[b] = True
+        return
+    st.pending[b] += 1
+    st.now_ns[b] = st.req[b, st.pending[b]]["arrival_ns"]
+
+
+@jit
+def begin_terms(st: State, b: int) -> None:
+    """Start an interval now."""
+    env, now = st.env[b], st.now_ns[b]
+    env["unfinished_moment"] = env["unfinished"] * now
+    env["awaiting_moment"] = env["awaiting"] * now
+    env["finished"] = 0
+    env["slo_met"] = 0
+    env["rejected"] = 0
+    env["preempted"] = 0
+    env["recomputed"] = 0
+
+
+@jit
+def end_terms(st: State, b: int) -> None:
+    """Write the terms of the interval that ends now: integrals in exact ns, converted once."""
+    env, now, terms = st.env[b], st.now_ns[b], st.terms[b]
+    terms[0] = (env["unfinished"] * now - env["unfinished_moment"]) * 1e-9
+    terms[1] = (env["awaiting"] * now - env["awaiting_moment"]) * 1e-9
+    terms[2] = env["finished"]
+    terms[3] = env["slo_met"]
+    terms[4] = env["rejected"]
+    terms[5] = env["preempted"]
+    terms[6] = env["recomputed"]
+
+
+@jit
+def observe(st: State, b: int) -> None:
+    """Write the observation and the mask of the pending decision."""
+    now = st.now_ns[b]
+    row = st.req[b, st.pending[b]]
+    prompt = row["prompt"]
+    values = np.zeros(NUM_SIGNALS)
+    values[13] = prompt
+    values[14] = row["priority"]
+    values[15] = row["output"]
+    fitting = 0
+    for i in range(st.inst.shape[1]):
+        inst = st.inst[b, i]
+        spec = st.spec[inst["spec"]]
+        st.mask[b, i] = inst["available"] and prompt + 1 <= spec["max_len"]
+        fitting += st.mask[b, i]
+        if not inst["available"]:
+            st.obs[b, i] = 0.0
+            continue
+        values[0] = inst["in_flight"]
+        values[1] = inst["prompt_tokens"]
+        values[2] = inst["awaiting"]
+        values[3] = inst["awaiting_tokens"]
+        values[4] = inst["streamed"]
+        values[5] = (now - inst["dispatch_ns"]) * 1e-9
+        values[6] = max(inst["ttft_ewma_s"], 0.0)
+        values[7] = inst["running"]
+        values[8] = inst["waiting"]
+        values[9] = inst["used"] / spec["usable"]
+        values[10] = spec["kv_capacity_tokens"]
+        values[11] = spec["prefill_tokens_per_s"]
+        values[12] = spec["decode_tokens_per_s"]
+        values[16] = inst["awaiting_tokens"] + inst["output_tokens"] - inst["streamed"]
+        for f in range(len(st.columns)):
+            st.obs[b, i, f] = min(values[st.columns[f]], st.high[f])
+    if fitting == 0:
+        for i in range(st.inst.shape[1]):
+            st.mask[b, i] = st.inst[b, i]["available"]
+
+
+@jit
+def check_actions(st: State, actions: Array) -> Any:
+    """Return the number of the first cluster whose action (B, K) is impossible, or NONE."""
+    for b in range(actions.shape[0]):
+        if st.done[b]:
+            continue
+        for k in range(min(actions.shape[1], st.env[b]["requests"] - st.pending[b])):
+            i = actions[b, k]
+            if i < 0 or i >= st.inst.shape[1] or not st.inst[b, i]["available"]:
+                return b
+    return NONE
+
+
+@jit
+def outcome(st: State, b: int) -> Any:
+    """What to report of a cluster: NONE, or -2 - b if one of its instances stalled."""
+    return NONE if st.env[b]["stalled_instance"] == NONE else -2 - b
+
+
+@jit
+def step(st: State, actions: Array) -> Any:
+    """Take one action per cluster (B,); return NONE, b for an impossible action, -2 - b for a stalled instance."""
+    bad = check_actions(st, actions.reshape((len(actions), 1)))
+    if bad != NONE:
+        return bad
+    for b in range(len(actions)):
+        if st.done[b]:
+            st.terms[b] = 0.0
+            continue
+        begin_terms(st, b)
+        dispatch(st, b, actions[b])
+        move_on(st, b)
+        catch_up_all(st, b, st.now_ns[b])
+        end_terms(st, b)
+        observe(st, b)
+        if outcome(st, b) != NONE:
+            return outcome(st, b)
+    return NONE
+
+
+@jit
+def run(st: State, actions: Array) -> Any:
+    """Take K actions per cluster (B, K), as `step`; an instance is brought up to date only when it matters."""
+    bad = check_actions(st, actions)
+    if bad != NONE:
+        return bad
+    for b in range(actions.shape[0]):
+        if st.done[b]:
+            st.terms[b] = 0.0
+            continue
+        begin_terms(st, b)
+        for k in range(actions.shape[1]):
+            if st.done[b]:
+                break
+            if catch_up(st, b, actions[b, k], st.now_ns[b]):
+                st.env[b]["stalled_instance"] = actions[b, k]
+                break
+            dispatch(st, b, actions[b, k])
+            move_on(st, b)
+        catch_up_all(st, b, st.now_ns[b])
+        end_terms(st, b)
+        observe(st, b)
+        if outcome(st, b) != NONE:
+            return outcome(st, b)
+    return NONE
+
+
+@jit
+def drain(st: State, b: int) -> Any:
+    """Advance a cluster until nothing is left to do; return an instance whose queue is blocked for ever, or NONE."""
+    catch_up_all(st, b, NEVER - 1)
+    if outcome(st, b) != NONE:
+        return outcome(st, b)
+    for i in range(st.inst.shape[1]):
+        if st.inst[b, i]["waiting"] > 0:
+            return i
+    return NONE
+
+
+@jit
+def begin(st: State, b: int) -> None:
+    """Prepare a cluster whose requests, specs and available instances are filled in, up to its first decision."""
+    st.pending[b] = 0
+    st.done[b] = False
+    now = st.now_ns[b] = st.req[b, 0]["arrival_ns"]
+    st.terms[b] = 0.0
+    st.gaps[b] = 0
+    st.classes[b] = 0
+    st.env[b]["stalled_instance"] = NONE
+    for i in range(st.inst.shape[1]):
+        inst = st.inst[b, i]
+        inst["lockstep"] = 1
+        inst["next_ns"] = NEVER
+        inst["dispatch_ns"] = now
+        inst["ttft_ewma_s"] = -1.0
+        inst["partial"] = NONE
+        inst["run_head"] = inst["run_tail"] = NONE
+        inst["wait_head"] = inst["wait_tail"] = NONE
+        spec = st.spec[inst["spec"]]
+        if spec["caching"]:
+            clear_pool(st.blocks[b, i], st.buckets[b, i], spec["usable"])
+    observe(st, b)

@@ -1,0 +1,294 @@
+"""The compiled engine: `ReferenceEngine`'s results, bit for bit, some hundred times faster."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetgym.envs.cluster.engine import GAP_BINS, SIGNAL_INDEX, SIGNAL_NAMES, Engine
+from fleetgym.envs.cluster.kernel import handle
+from fleetgym.envs.cluster.kernel.state import (
+    BLOCK,
+    CHAIN,
+    CLUSTER,
+    DONE,
+    INSTANCE,
+    NONE,
+    REFUSED,
+    REQUEST,
+    SPEC,
+    State,
+)
+from fleetgym.envs.cluster.latency import LatencyTables
+from fleetgym.envs.cluster.requests import (
+    FINISHED,
+    INSTANCE_STATS_DTYPE,
+    REJECTED,
+    RESULT_DTYPE,
+    UNFINISHED,
+    Trace,
+)
+from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
+from fleetgym.envs.errors import LivelockError, UserError
+
+MAX_REQUESTS = 2**28
+SHARED = ("spec", "tables", "columns", "high", "slo")  # parts of State that are the same for all clusters
+
+
+class KernelEngine(Engine):
+    """B independent clusters in arrays, advanced by compiled code.
+
+    Parameters
+    ----------
+    clusters, batch, columns, high, slo
+        As `Engine`.
+    journal : int
+        Room for so many numbers of admissions and preemptions, for replays of recorded schedules; 0: none.
+    """
+
+    def __init__(
+        self,
+        clusters: ClusterSpec | Sequence[ClusterSpec],
+        batch: int = 1,
+        *,
+        columns: Sequence[str] = SIGNAL_NAMES,
+        high: Sequence[float] | None = None,
+        slo: Slo | None = None,
+        journal: int = 0,
+    ) -> None:
+        super().__init__(clusters, batch, columns=columns, high=high, slo=slo)
+        kinds = [cluster.expanded for cluster in self.clusters]
+        self._specs = list(dict.fromkeys(spec for row in kinds for spec in row))
+        number = {spec: index for index, spec in enumerate(self._specs)}
+        self._kinds = np.array([[number[spec] for spec in row] for row in kinds], np.int64)
+        self._caching = any(spec.engine.enable_prefix_caching for spec in self._specs)
+        self._actions_shape = (batch,)
+        self._state = self._allocate(journal)
+        self._handle = handle.make_handle(self._state)
+
+    def _allocate(self, journal: int) -> State:
+        batch, shape = self.batch, (self.batch, self.num_instances)
+        specs = self._specs
+        pool = max(spec.num_gpu_blocks for spec in specs) if self._caching else 1
+        return State(
+            req=np.zeros((batch, 1), REQUEST),
+            inst=np.zeros(shape, INSTANCE),
+            env=np.zeros(batch, CLUSTER),
+            classes=np.zeros((*shape, max(spec.engine.block_size for spec in specs)), np.int32),
+            heap=np.zeros((*shape, max(spec.engine.max_num_seqs for spec in specs) + 1), np.int64),
+            gaps=np.zeros((batch, GAP_BINS), np.uint32),
+            spec=np.array([_spec_row(spec) for spec in specs], SPEC),
+            tables=_stack_tables([spec.tables() for spec in specs]),
+            obs=self.obs,
+            mask=self.mask,
+            terms=self.terms,
+            now_ns=self.now_ns,
+            pending=self.pending,
+            done=self.done,
+            columns=np.array([SIGNAL_INDEX[name] for name in self.columns], np.int64),
+            high=np.ascontiguousarray(self.high),
+            slo=np.array([self.slo.ttft_s, self.slo.ttft_s_per_1k_prompt_tokens, self.slo.tpot_s]),
+            journal=np.zeros((batch, 1 + journal), np.int64),
+            blocks=np.zeros((*shape, pool), BLOCK),
+            buckets=np.zeros((*shape, 1 << (pool - 1).bit_length()), np.int32),
+            chain=np.zeros((batch, 1), CHAIN),
+            table=np.zeros((batch, 1), np.int32),
+            ids=np.zeros((batch, 1), np.int64),
+        )
+
+    def _make_room(self, **lengths: int) -> None:
+        """Let the named arrays, shape (B, length), be at least so long."""
+        grown = {}
+        for name, length in lengths.items():
+            old = getattr(self._state, name)
+            if length > old.shape[1]:
+                grown[name] = np.zeros((self.batch, length), old.dtype)
+                grown[name][:, : old.shape[1]] = old
+        if grown:
+            self._state = self._state._replace(**grown)
+            self._handle = handle.make_handle(self._state)
+
+    def reset(self, index: int, trace: Trace, available: NDArray[np.bool_] | None = None) -> None:
+        """Start cluster ``index`` on ``trace`` and stop at its first decision."""
+        flags = np.ones(self.num_instances, np.bool_) if available is None else np.array(available, np.bool_)
+        if flags.shape != (self.num_instances,) or not flags.any():
+            raise UserError(f"available={flags.tolist()}: need {self.num_instances} flags, at least one of them set")
+        count = len(trace)
+        if count > MAX_REQUESTS:
+            raise UserError(f"{trace.name}: {count} requests: at most {MAX_REQUESTS} are possible, stream the trace")
+        self._make_room(req=count)
+        state, rows = self._state, trace.requests
+        requests = state.req[index]
+        requests[:count] = np.zeros((), REQUEST)
+        for target, source in (
+            ("arrival_ns", "arrival_ns"),
+            ("prompt", "prompt_tokens"),
+            ("output", "output_tokens"),
+            ("priority", "priority"),
+        ):
+            requests[target][:count] = rows[source]
+        for name in ("scheduled_ns", "first_token_ns", "instance"):
+            requests[name][:count] = -1
+        state.env[index] = np.zeros((), CLUSTER)
+        state.env[index]["requests"] = count
+        state.inst[index] = np.zeros((), INSTANCE)
+        state.inst[index]["spec"] = self._kinds[index]
+        state.inst[index]["available"] = flags
+        if self._caching:
+            self._set_chains(index, trace)
+        handle.begin(self._handle, index)
+
+    def _set_chains(self, index: int, trace: Trace) -> None:
+        rows, count = trace.requests, len(trace)
+        if len(trace.block_ids) and trace.block_ids.min() < 0:
+            raise UserError(f"{trace.name}: block_ids: {trace.block_ids.min()}: must not be negative")
+        size = min(spec.engine.block_size for spec in self._specs)
+        tokens = rows["prompt_tokens"].astype(np.int64) + rows["output_tokens"]
+        entries = -(-tokens // size)
+        ends = np.cumsum(entries)
+        self._make_room(chain=count, table=int(ends[-1]), ids=len(trace.block_ids))
+        chain = self._state.chain[index]
+        chain[:count] = np.zeros((), CHAIN)
+        chain["ids"][:count] = rows["block_start"]
+        chain["id_count"][:count] = rows["block_count"]
+        chain["table"][:count] = ends - entries
+        self._state.ids[index, : len(trace.block_ids)] = trace.block_ids
+
+    def step(self, actions: NDArray[np.int64]) -> None:
+        """Dispatch each pending request to instance ``actions[b]`` and advance to the next decisions."""
+        actions = np.ascontiguousarray(actions, np.int64)
+        if actions.shape != self._actions_shape:
+            raise UserError(f"actions: shape {actions.shape}: must be {self._actions_shape}")
+        code = handle.step(self._handle, actions)
+        if code != NONE:
+            self._complain(code, actions.reshape(-1, 1))
+
+    def run(self, actions: NDArray[np.int64]) -> None:
+        """Take ``actions[b, k]``, shape (B, K), for the next K decisions; only the last is observed."""
+        actions = np.ascontiguousarray(actions, np.int64)
+        if actions.ndim != 2 or len(actions) != self.batch:
+            raise UserError(f"actions: shape {actions.shape}: must be ({self.batch}, K)")
+        code = handle.run(self._handle, actions)
+        if code != NONE:
+            self._complain(code, actions)
+
+    def _complain(self, code: int, actions: NDArray[np.int64]) -> None:
+        if code < 0:
+            index = -2 - code
+            self._raise_livelock(index, int(self._state.env[index]["stalled_instance"]), "is computed again and again")
+        allowed = np.flatnonzero(self._state.inst[code]["available"])
+        left = int(self._state.env[code]["requests"] - self.pending[code])
+        bad = next(int(action) for action in actions[code, :left] if action not in allowed)
+        raise UserError(
+            f"action={bad} of cluster {code}: no such instance is available (allowed: {allowed.tolist()})"
+        )
+
+    def _raise_livelock(self, index: int, instance: int, what: str) -> None:
+        row = self._state.inst[index, instance]
+        request = int(row["run_head"] if row["run_head"] >= 0 else row["wait_head"])
+        prompt, output = (int(self._state.req[index, request][name]) for name in ("prompt", "output"))
+        raise LivelockError(
+            f"instance {instance}: no progress at {row['counted_ns'] * 1e-9:.3f} s; "
+            f"request {request} ({prompt} + {output} tokens) {what}"
+        )
+
+    def drain(self, index: int) -> None:
+        """Advance cluster ``index``, all of whose requests are dispatched, until nothing is left to do."""
+        self._check_started(index)
+        if not self.done[index]:
+            left = int(self._state.env[index]["requests"] - self.pending[index])
+            raise UserError(f"drain: cluster {index} has {left} requests that are not dispatched yet")
+        code = handle.drain(self._handle, index)
+        if code < NONE:
+            self._complain(code, np.zeros((self.batch, 0), np.int64))
+        elif code != NONE:
+            self._raise_livelock(index, code, "can never be admitted")
+
+    def _check_started(self, index: int) -> int:
+        count = int(self._state.env[index]["requests"])
+        if count == 0:
+            raise UserError(f"cluster {index} has no trace yet: call reset first")
+        return count
+
+    def results(self, index: int) -> NDArray[np.void]:
+        """Return what became of each request: RESULT_DTYPE, shape (R,), a copy."""
+        count = self._check_started(index)
+        rows = self._state.req[index, :count]
+        out = np.zeros(count, RESULT_DTYPE)
+        finished = rows["state"] == DONE
+        out["status"] = np.where(finished, FINISHED, np.where(rows["state"] == REFUSED, REJECTED, UNFINISHED))
+        out["finish_ns"] = np.where(finished, rows["last_token_ns"], -1)
+        for target, source in (("preemptions",) * 2, ("recomputed_tokens", "recomputed")):
+            out[target] = rows[source]
+        for name in ("instance", "scheduled_ns", "first_token_ns"):
+            out[name] = rows[name]
+        if self._caching:
+            out["cached_tokens"] = self._state.chain["cached"][index, :count]
+        return out
+
+    def instance_stats(self, index: int) -> NDArray[np.void]:
+        """Return the totals of each instance: INSTANCE_STATS_DTYPE, shape (N,), a copy."""
+        out = np.zeros(self.num_instances, INSTANCE_STATS_DTYPE)
+        for name in INSTANCE_STATS_DTYPE.names or ():
+            out[name] = self._state.inst[index][name]
+        return out
+
+    def gap_histogram(self, index: int) -> NDArray[np.int64]:
+        """Return how many token gaps of all requests fell into each bin of `gap_bin`, shape (GAP_BINS,)."""
+        return self._state.gaps[index].astype(np.int64)
+
+    def snapshot(self, index: int) -> dict[str, NDArray[Any]]:
+        """Return cluster ``index``'s full state as plain arrays, for `restore`."""
+        count = self._check_started(index)
+        rows = {name: getattr(self._state, name)[index] for name in State._fields if name not in SHARED}
+        for name in ("req", "chain"):
+            rows[name] = rows[name][:count]
+        return {name: np.array(row) for name, row in rows.items()}
+
+    def restore(self, index: int, state: Mapping[str, NDArray[Any]]) -> None:
+        """Put cluster ``index`` back into a state of `snapshot`; what follows is the same, bit for bit."""
+        self._make_room(**{name: len(state[name]) for name in ("req", "chain", "table", "ids")})
+        for name, row in state.items():
+            target = getattr(self._state, name)
+            if row.ndim == 0:
+                target[index] = row
+            else:
+                target[index, : len(row)] = row
+
+
+def _spec_row(spec: InstanceSpec) -> tuple[float, ...]:
+    """One SPEC row."""
+    if spec.dp > 1:
+        raise UserError(f"engine=kernel: dp={spec.dp}: data-parallel groups are simulated by engine=reference only")
+    args, tables = spec.engine, spec.tables()
+    row = {
+        "depth": 2 if args.async_scheduling else 1,
+        "max_tokens": args.max_num_batched_tokens,
+        "max_seqs": args.max_num_seqs,
+        "max_len": min(spec.max_model_len, spec.kv_capacity_tokens),
+        "block_size": args.block_size,
+        "usable": spec.num_gpu_blocks - 1,
+        "watermark": int(args.watermark * spec.num_gpu_blocks),
+        "reserve": args.reserve_full_prompt,
+        "by_priority": args.scheduling_policy == "priority",
+        "caching": args.enable_prefix_caching,
+        "stall_limit": 4 * (spec.kv_capacity_tokens + args.max_num_batched_tokens) + 1000,
+        "kv_capacity_tokens": spec.kv_capacity_tokens,
+        "prefill_tokens_per_s": spec.prefill_tokens_per_s,
+        "decode_tokens_per_s": spec.decode_tokens_per_s,
+        **{name: getattr(tables, name) for name in ("kd", "km", "a", "sm", "om")},
+    }
+    return tuple(row[name] for name in SPEC.names or ())
+
+
+def _stack_tables(tables: list[LatencyTables]) -> NDArray[np.float64]:
+    """All tables in one array (2, S, tokens)."""
+    out = np.zeros((2, len(tables), max(len(one.decode_s) for one in tables)))
+    for index, one in enumerate(tables):
+        out[0, index, : len(one.decode_s)] = one.decode_s
+        out[1, index, : len(one.mixed_s)] = one.mixed_s
+    return out

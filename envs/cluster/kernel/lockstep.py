@@ -1,0 +1,128 @@
+"""Decoding in lock step.
+
+As long as every decode gets its token in every iteration, the instance's *clock* (the number of such iterations)
+says it all: a request that has sampled s tokens at clock d stores s - d and finishes at clock d + output - s; it
+needs a new KV block whenever (prompt + stored - 1 + clock) is a multiple of the block size. A heap of finish clocks,
+a histogram of that class and the sum of the contexts then make an iteration O(1) instead of O(batch).
+
+A request falls out of lock step (`loosen`) when blocks or budget run short, and comes back (`relock`) as soon as one
+iteration has served all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.lists import heap_pop, heap_push, note
+from fleetgym.envs.cluster.kernel.state import DECODE, EMPTY, FINISH, LAST, LOOSE, NONE, TOKEN, Unit
+
+INDEX_BITS = 28
+INDEX_MASK = (1 << INDEX_BITS) - 1
+
+
+@jit
+def block_class(u: Unit, r: int) -> Any:
+    """Class of a request in DECODE: it needs a block when class + clock is a multiple of the block size."""
+    return (u.req[r]["prompt"] + u.req[r]["sampled"] - 1) % u.spec["block_size"]
+
+
+@jit
+def class_at(u: Unit, clock: int) -> Any:
+    """The class that needs a block in the iteration after ``clock``."""
+    return -clock % u.spec["block_size"]
+
+
+@jit
+def enter(u: Unit, r: int) -> None:
+    """Bring a running request with ``sampled`` tokens, not its last, into lock step."""
+    inst, row = u.inst, u.req[r]
+    inst["context"] += row["prompt"] + row["sampled"]
+    row["sampled"] -= inst["clock"]
+    row["state"] = DECODE
+    u.classes[block_class(u, r)] += 1
+    finish_clock = row["output"] - row["sampled"]
+    heap_push(u.heap, inst["heap"], (finish_clock << INDEX_BITS) | r)
+    inst["heap"] += 1
+    inst["n"] += 1
+
+
+@jit
+def retire(u: Unit, slot: int) -> None:
+    """Take the decodes that sample their last token at the current clock out of lock step, into the slot's list."""
+    inst = u.inst
+    clock = inst["clock"]
+    size = inst["heap"]
+    count = 0
+    while size > 0 and u.heap[0] >> INDEX_BITS == clock:
+        r = heap_pop(u.heap, size) & INDEX_MASK
+        size -= 1
+        count += 1
+        row = u.req[r]
+        u.classes[block_class(u, r)] -= 1
+        row["sampled"] = row["output"]
+        row["state"] = LAST
+        # The aggregate already counts the token after this one.
+        inst["context"] -= row["prompt"] + row["output"]
+        note(u, slot, r, FINISH)
+    inst["heap"] = size
+    inst["n"] -= count
+    if count > 1 and u.spec["by_priority"]:
+        sort_by_admission(u, slot)
+
+
+@jit
+def sort_by_admission(u: Unit, slot: int) -> None:
+    """Bring the slot's list into the order of the running list (under fcfs the heap does it by itself)."""
+    inst, req = u.inst, u.req
+    inst["head"][slot] = NONE
+    inst["tail"][slot] = NONE
+    r = inst["run_head"]
+    while r >= 0:
+        bits = req[r]["link"][slot] & 3
+        if bits:
+            note(u, slot, r, bits)
+        r = req[r]["next"]
+
+
+@jit
+def tokens_in_flight(u: Unit) -> bool:
+    """Whether an iteration with tokens is in flight (while another is composed)."""
+    inst = u.inst
+    return inst["flight"] > 0 and inst["end_ns"][inst["front"]] != EMPTY
+
+
+@jit
+def loosen(u: Unit) -> None:
+    """Take all decodes out of lock step: each keeps its own counts and the time of its last returned token."""
+    inst, req = u.inst, u.req
+    front = inst["front"]
+    bulk = tokens_in_flight(u)
+    r = inst["run_head"]
+    while r >= 0:
+        row = req[r]
+        if row["state"] == DECODE:
+            u.classes[block_class(u, r)] = 0
+            row["sampled"] += inst["clock"]
+            row["state"] = LOOSE
+            if not (bulk and row["link"][front] & TOKEN):
+                row["last_token_ns"] = inst["returned_ns"]
+                if bulk:
+                    note(u, front, r, TOKEN)
+                    inst["bulk"][front] -= 1
+        r = row["next"]
+    inst["n"] = 0
+    inst["context"] = 0
+    inst["heap"] = 0
+    inst["lockstep"] = 0
+
+
+@jit
+def relock(u: Unit) -> None:
+    """Bring all decodes back into lock step, after an iteration that had a token for each."""
+    r = u.inst["run_head"]
+    while r >= 0:
+        if u.req[r]["state"] == LOOSE:
+            enter(u, r)
+        r = u.req[r]["next"]
+    u.inst["lockstep"] = 1

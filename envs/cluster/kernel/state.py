@@ -1,0 +1,234 @@
+"""The kernel's state: plain structured arrays, and the bundles in which they are handed around.
+
+Times are int64 ns, counts and tokens integers. ``-1`` is "none" in every link.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+NONE = -1
+NEVER = 2**62  # a time that never comes
+EMPTY = -1  # end of an iteration without tokens
+
+# States of a request.
+NEW = 0  # not dispatched
+WAITING = 1  # in the waiting queue
+PREFILL = 2  # running, its known tokens are partly computed
+DECODE = 3  # running in lock step with all others in this state
+LOOSE = 4  # running, decoding, not in lock step
+LAST = 5  # running, its last token is in flight
+DONE = 6
+REFUSED = 7
+
+# What an iteration in flight will return to a request, bits of `link`.
+TOKEN = 1  # a token that is accounted for one by one
+FINISH = 2  # its last token
+
+REQUEST = np.dtype(
+    [
+        ("arrival_ns", np.int64),
+        ("scheduled_ns", np.int64),
+        ("first_token_ns", np.int64),
+        ("last_token_ns", np.int64),  # kept up to date only out of lock step; the finish time once DONE
+        ("prompt", np.int32),
+        ("output", np.int32),
+        ("priority", np.int32),
+        ("sampled", np.int32),  # tokens sampled by composed iterations; less the instance's clock in DECODE
+        ("previous", np.int32),  # neighbours in the running list or in the waiting queue
+        ("next", np.int32),
+        ("link", np.int32, 2),  # per iteration in flight: (next request in its list + 1) << 2 | bits
+        ("preemptions", np.int32),
+        ("recomputed", np.int32),
+        ("lost", np.int32),  # tokens lost by the latest preemption, until resumed
+        ("instance", np.int16),
+        ("state", np.int16),
+    ],
+    align=True,
+)
+
+INSTANCE = np.dtype(
+    [
+        ("spec", np.int64),
+        ("available", np.int64),
+        # time
+        ("next_ns", np.int64),  # end of the oldest iteration in flight; NEVER: idle, or blocked until an arrival
+        ("last_end_ns", np.int64),  # end of the latest composed iteration
+        ("returned_ns", np.int64),  # end of the latest returned iteration
+        ("counted_ns", np.int64),  # kv_block_ns is integrated up to here
+        ("due", np.int64),  # schedule() is to be called now
+        # iterations in flight, oldest first: slots front, front ^ 1
+        ("front", np.int64),
+        ("flight", np.int64),
+        ("start_ns", np.int64, 2),
+        ("end_ns", np.int64, 2),  # EMPTY: no tokens, takes no time
+        ("decodes", np.int64, 2),
+        ("bulk", np.int64, 2),  # decodes accounted together, the others are in the list
+        ("prefill", np.int64, 2),
+        ("head", np.int64, 2),  # list of requests with something to be done at the end
+        ("tail", np.int64, 2),
+        # composition
+        ("lockstep", np.int64),
+        ("clock", np.int64),  # lock-step decode iterations so far
+        ("n", np.int64),  # requests in DECODE
+        ("context", np.int64),  # sum of their context lengths at their next token, that token included
+        ("heap", np.int64),  # entries in the heap of finish clocks
+        ("step_context", np.int64),  # K and 2 A of the iteration being composed
+        ("step_pairs", np.int64),
+        ("partial", np.int64),  # the one request in PREFILL, and its computed tokens
+        ("partial_computed", np.int64),
+        ("run_head", np.int64),
+        ("run_tail", np.int64),
+        ("running", np.int64),
+        ("wait_head", np.int64),
+        ("wait_tail", np.int64),
+        ("waiting", np.int64),
+        ("blocked", np.int64),  # the head of the queue has to wait until a request finishes
+        ("used", np.int64),  # KV blocks
+        ("stall", np.int64),  # tokens computed since the last one returned
+        # what the router sees
+        ("in_flight", np.int64),
+        ("prompt_tokens", np.int64),
+        ("output_tokens", np.int64),
+        ("awaiting", np.int64),
+        ("awaiting_tokens", np.int64),
+        ("streamed", np.int64),
+        ("dispatch_ns", np.int64),
+        ("ttft_ewma_s", np.float64),  # negative: none yet
+        # totals
+        ("busy_ns", np.int64),
+        ("iterations", np.int64),
+        ("prefill_tokens", np.int64),
+        ("decode_tokens", np.int64),
+        ("kv_block_ns", np.int64),
+        ("peak_kv_blocks", np.int64),
+        ("preemptions", np.int64),
+        ("recomputed_tokens", np.int64),
+        ("dispatched", np.int64),
+        ("finished", np.int64),
+        ("rejected", np.int64),
+    ],
+    align=True,
+)
+
+CLUSTER = np.dtype(
+    [
+        ("requests", np.int64),
+        ("unfinished", np.int64),
+        ("awaiting", np.int64),
+        # sum of (change of the count above) * (time of the change) since the last decision
+        ("unfinished_moment", np.int64),
+        ("awaiting_moment", np.int64),
+        ("finished", np.int64),
+        ("slo_met", np.int64),
+        ("rejected", np.int64),
+        ("preempted", np.int64),
+        ("recomputed", np.int64),
+        ("stalled_instance", np.int64),  # NONE, or where no progress was made
+    ],
+    align=True,
+)
+
+SPEC = np.dtype(
+    [
+        ("depth", np.int64),
+        ("max_tokens", np.int64),
+        ("max_seqs", np.int64),
+        ("max_len", np.int64),
+        ("block_size", np.int64),
+        ("usable", np.int64),
+        ("watermark", np.int64),
+        ("reserve", np.int64),
+        ("by_priority", np.int64),
+        ("caching", np.int64),
+        ("stall_limit", np.int64),
+        ("kd", np.float64),
+        ("km", np.float64),
+        ("a", np.float64),
+        ("sm", np.float64),
+        ("om", np.float64),
+        ("kv_capacity_tokens", np.float64),
+        ("prefill_tokens_per_s", np.float64),
+        ("decode_tokens_per_s", np.float64),
+    ],
+    align=True,
+)
+
+BLOCK = np.dtype(
+    [
+        ("content", np.int64),  # UNREGISTERED, or what it holds
+        ("references", np.int32),
+        ("free_previous", np.int32),  # ring of the blocks that nobody references; block 0 is its anchor
+        ("free_next", np.int32),
+        ("bucket_next", np.int32),  # chain of one hash bucket, in order of registration; 0 ends it
+    ],
+    align=True,
+)
+
+CHAIN = np.dtype(
+    [
+        ("ids", np.int64),  # first content id in `State.ids`
+        ("id_count", np.int64),
+        ("table", np.int64),  # first entry of the request's block table
+        ("registered", np.int32),  # leading blocks that are registered
+        ("cached", np.int32),  # tokens hit by the first admission
+    ],
+    align=True,
+)
+
+
+class State(NamedTuple):
+    """All clusters of an engine: B clusters, N instances, S distinct specs, R requests at most.
+
+    The arrays from ``blocks`` on have length 1 along their last axis without prefix caching.
+    """
+
+    req: Array  # (B, R) REQUEST
+    inst: Array  # (B, N) INSTANCE
+    env: Array  # (B,) CLUSTER
+    classes: Array  # (B, N, block size) int32: lock-step decodes by the clock, modulo block size, of their next block
+    heap: Array  # (B, N, max_num_seqs) int64: finish clock << INDEX_BITS | request
+    gaps: Array  # (B, GAP_BINS) uint32
+    spec: Array  # (S,) SPEC
+    tables: Array  # (2, S, tokens) float64: decode_s, mixed_s
+    obs: Array  # as in Engine, down to done
+    mask: Array
+    terms: Array
+    now_ns: Array
+    pending: Array
+    done: Array
+    columns: Array  # (F,) int64 indices into SIGNALS
+    high: Array  # (F,) float64
+    slo: Array  # (3,) float64: ttft_s, ttft_s_per_1k_prompt_tokens, tpot_s
+    journal: Array  # (B, entries) int64: [length, kind, request, tokens, ...]; nothing is written to length 1
+    blocks: Array  # (B, N, blocks) BLOCK
+    buckets: Array  # (B, N, power of two) int32
+    chain: Array  # (B, R) CHAIN
+    table: Array  # (B, entries) int32: block tables of all requests, one after the other
+    ids: Array  # (B, entries) int64: content ids
+
+
+class Unit(NamedTuple):
+    """What the scheduler of one instance works on: records and rows of `State`."""
+
+    inst: Any
+    env: Any
+    spec: Any
+    req: Array
+    classes: Array
+    heap: Array
+    gaps: Array
+    decode_s: Array
+    mixed_s: Array
+    slo: Array
+    journal: Array
+    blocks: Array
+    buckets: Array
+    chain: Array
+    table: Array
+    ids: Array
