@@ -1,0 +1,152 @@
+"""Which scheduler settings and how many KV blocks a measured server had: recorded, reconstructed or estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetgym.envs.cluster.spec import EngineArgs
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.workloads.measured import CHAIN_BLOCK_TOKENS, MeasuredRun
+
+SAME_NAMES = (
+    "max_num_batched_tokens", "max_num_seqs", "max_model_len", "block_size", "enable_prefix_caching",
+    "async_scheduling", "scheduling_policy", "watermark", "reserve_full_prompt", "cuda_graph_padding",
+)  # fmt: skip
+BOUND_SHARE = 0.95  # fewer running requests than this share of max_num_seqs, others waiting: the cache is full
+FULL_SHARE = 0.85
+MIN_TICKS, MIN_TICK_SHARE = 5, 0.1
+MIN_USAGE = 0.2  # below, rounding and sharing make usage a poor witness of capacity
+
+
+class KvBlocks(NamedTuple):
+    """KV blocks of one rank, the null block included, and where the number comes from.
+
+    ``source`` is ``given``, ``meta``, ``kv_usage`` (requests against the recorded usage), ``saturation`` (the most
+    that the running requests held while the cache was full) or ``catalogue``; the last three are estimates.
+    """
+
+    blocks: int
+    source: str
+    text: str
+
+    @property
+    def estimated(self) -> bool:
+        """Whether nobody recorded the number."""
+        return self.source not in ("given", "meta")
+
+
+def recorded_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Scheduler settings in ``meta.json`` as fields of `EngineArgs`; null and absent ones are left out."""
+    merged = {**_dict(meta, "kv_cache"), **_dict(meta, "engine_kwargs")}
+    found = {name: merged[name] for name in SAME_NAMES if merged.get(name) is not None}
+    if merged.get("scheduler_reserve_full_isl") is not None:
+        found["reserve_full_prompt"] = bool(merged["scheduler_reserve_full_isl"])
+    if merged.get("enforce_eager"):
+        found["cuda_graph_padding"] = False
+    return found
+
+
+def find_kv_blocks(
+    run: MeasuredRun, args: EngineArgs, dp: int, given: int | None, catalogue_tokens: int | None
+) -> KvBlocks:
+    """Decide on the KV blocks of one rank: given, recorded, reconstructed from the run, or the catalogue's estimate.
+
+    Raises
+    ------
+    UserError
+        Nothing is known: no number given or recorded, and no catalogue row.
+    """
+    if given is not None:
+        return KvBlocks(given, "given", "given as kv_blocks")
+    for name, per_rank in (("num_gpu_blocks", False), ("num_gpu_blocks_override", True), ("kv_blocks", True)):
+        value = _search(run.meta, name)
+        if value is not None:
+            # vLLM's front end sums the ranks' blocks of a data-parallel group.
+            blocks = value if per_rank else value // dp
+            return KvBlocks(blocks, "meta", f"recorded in meta.json ({name}={value})")
+    for estimate in (_from_usage(run, args, dp), _from_saturation(run, args, dp)):
+        if estimate is not None:
+            return estimate
+    if catalogue_tokens is None:
+        raise UserError(
+            "kv_blocks=null: not in meta.json, not visible in the run and not in the catalogue; give a number"
+        )
+    blocks = catalogue_tokens // args.block_size
+    return KvBlocks(blocks, "catalogue", "ESTIMATED from the catalogue: memory beside the weights at 0.9 utilisation")
+
+
+def held_blocks(run: MeasuredRun, times_s: NDArray[np.float64], block_size: int) -> NDArray[np.int64]:
+    """KV blocks that the requests in execution held at each time, shape (T,); a shared prompt block counts once.
+
+    A request is taken to hold its prompt, and its answer growing evenly, from its first token to its finish: what is
+    still in prefill or was preempted is not seen, so that the figure is a little low, or high, respectively.
+    """
+    rows, ids = run.trace.requests, run.trace.block_ids
+    coarse = block_size // CHAIN_BLOCK_TOKENS
+    held = np.zeros(len(times_s), np.int64)
+    span = np.maximum(run.finish_s - run.first_token_s, 1e-9)
+    for tick, now in enumerate(times_s):
+        alive = np.flatnonzero((run.first_token_s <= now) & (now < run.finish_s))
+        done = np.floor((now - run.first_token_s[alive]) / span[alive] * rows["output_tokens"][alive])
+        blocks = -(-(rows["prompt_tokens"][alive] + done.astype(np.int64)) // block_size)
+        shared: set[int] = set()
+        named = 0
+        for start, count in zip(rows["block_start"][alive], rows["block_count"][alive], strict=True):
+            chain = ids[start + coarse - 1 : start + count : coarse]
+            named += len(chain)
+            shared.update(chain.tolist())
+        held[tick] = blocks.sum() - named + len(shared)
+    return held
+
+
+def _from_usage(run: MeasuredRun, args: EngineArgs, dp: int) -> KvBlocks | None:
+    """Blocks = held / recorded usage, the median over the ticks with a telling usage."""
+    series = run.timeseries
+    if series is None:
+        return None
+    telling = np.flatnonzero((series.kv_usage >= MIN_USAGE) & (series.kv_usage <= 1.0))
+    if len(telling) < MIN_TICKS:
+        return None
+    held = held_blocks(run, series.t_s[telling], args.block_size)
+    blocks = round(float(np.median(held / series.kv_usage[telling])) / dp) + 1
+    return KvBlocks(blocks, "kv_usage", "ESTIMATED: blocks held by the requests over the recorded kv_cache_pct")
+
+
+def _from_saturation(run: MeasuredRun, args: EngineArgs, dp: int) -> KvBlocks | None:
+    """Blocks = what the requests held while the cache, not ``max_num_seqs``, kept others waiting.
+
+    The head of the queue did not fit, so what was left free lay between nothing and its need: half a prompt on
+    average. Ticks far below the maximum are left out: there the token budget kept others waiting.
+    """
+    series = run.timeseries
+    if series is None:
+        return None
+    times = series.t_s
+    alive = ((run.first_token_s <= times[:, None]) & (times[:, None] < run.finish_s)).sum(axis=1)
+    # A preempted request is alive but holds nothing.
+    held = held_blocks(run, times, args.block_size) * np.minimum(1.0, series.running / np.maximum(alive, 1))
+    bound = (series.waiting > 0) & (series.running < BOUND_SHARE * dp * args.max_num_seqs)
+    full = bound & (held >= FULL_SHARE * held.max())
+    if full.sum() < max(MIN_TICKS, MIN_TICK_SHARE * len(times)):
+        return None
+    half_prompt = float(np.mean(run.trace.requests["prompt_tokens"])) / (2 * args.block_size)
+    blocks = round(float(np.median(held[full])) / dp + half_prompt) + 1
+    return KvBlocks(blocks, "saturation", "ESTIMATED: blocks held by the requests while the cache kept others waiting")
+
+
+def _dict(meta: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = meta.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _search(meta: Mapping[str, Any], name: str) -> int | None:
+    """Find a positive whole number called ``name`` at any depth."""
+    value = meta.get(name)
+    if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+        return value
+    nested = (_search(child, name) for child in meta.values() if isinstance(child, dict))
+    return next((found for found in nested if found is not None), None)

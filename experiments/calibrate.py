@@ -1,0 +1,94 @@
+"""``fleetgym calibrate``: fit the one latency scale to half of a measured run and judge it on the other half."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.console import Console
+from scipy.optimize import brentq
+
+from fleetgym.envs.errors import UserError
+from fleetgym.experiments.cli import command
+from fleetgym.experiments.fidelity import Replay, replay_from
+from fleetgym.experiments.run import RunFolder
+from fleetgym.experiments.validate import print_errors, print_facts
+
+SMALLEST, LARGEST = 0.25, 4.0
+TOLERANCE = 1e-4
+
+
+@command("calibrate")
+def main(cfg: DictConfig) -> float | None:
+    """Fit on the first half of the requests; return the error of the second half's mean E2E in percent."""
+    replay = replay_from(cfg)
+    first, second = halves(replay)
+    with RunFolder.from_hydra(cfg) as run:
+        scale = fit_scale(replay, first)
+        fitted, plain = replay.simulate(scale), replay.simulate()
+        errors = replay.errors(fitted, second)
+        run.write_metrics(
+            {
+                "latency_scale": scale,
+                "catalogue_scale": replay.catalogue_scale,
+                "total_scale": scale * replay.catalogue_scale,
+                "first_half": replay.errors(fitted, first),
+                "second_half": errors,
+                "second_half_uncalibrated": replay.errors(plain, second),
+                "judged": {"first_half": int(first.sum()), "second_half": int(second.sum())},
+                "run": replay.facts(),
+            }
+        )
+        print_errors(errors, Console(), f"{replay.run.name}: second half, never seen by the fit")
+        print_facts(replay)
+        print(f"latency_scale={scale:.4f} fitted on the first half ({int(first.sum())} requests)")
+        print(f"use it: latency_scale: {scale:.4f} in the instance of a cluster config")
+    error = errors["e2e"]["mean"]["error_pct"]
+    return None if error is None else abs(error)
+
+
+def halves(replay: Replay) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Finished requests of the first and of the second half, by arrival.
+
+    Raises
+    ------
+    UserError
+        A half without any.
+    """
+    finished = replay.run.finished
+    early = np.arange(len(finished)) < len(finished) // 2
+    if not (finished & early).any() or not (finished & ~early).any():
+        raise UserError(f"measured={replay.run.name!r}: needs a finished request in each half of the run")
+    return finished & early, finished & ~early
+
+
+def fit_scale(replay: Replay, chosen: NDArray[np.bool_]) -> float:
+    """Find the scale at which the chosen requests' simulated mean E2E latency equals the measured one.
+
+    Always all requests are replayed, so that the load is the measured one. E2E is the choice because it holds both
+    the queue and the decoding, and, unlike TTFT, it stays well away from zero at low load.
+
+    Raises
+    ------
+    UserError
+        No scale between 1/4 and 4 does it.
+    """
+    measured = float(np.mean(replay.run.latencies["e2e"][chosen]))
+
+    def excess(log_scale: float) -> float:
+        simulated = replay.simulate(math.exp(log_scale)).latencies["e2e"][chosen]
+        return float(np.mean(simulated)) / measured - 1.0
+
+    low, high = math.log(SMALLEST), math.log(LARGEST)
+    if excess(low) > 0.0 or excess(high) < 0.0:
+        raise UserError(
+            f"measured={replay.run.name!r}: no latency_scale between {SMALLEST:g} and {LARGEST:g} gives its mean E2E of "
+            f"{measured:.3f} s; check gpu, model, tp and the settings"
+        )
+    return math.exp(float(brentq(excess, low, high, xtol=TOLERANCE)))
+
+
+if __name__ == "__main__":
+    main()
