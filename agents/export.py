@@ -264,7 +264,7 @@ def bundle_files(source: Source) -> dict[str, bytes]:
         raise ValueError(f"weights of {source.name} do not have the shapes of {source.kind}")
     files = {
         ONNX: onnx_bytes(source.kind, source.activation, tensors),
-        WEIGHTS: safetensors_bytes(tensors, {"format": "fleetgym", "kind": source.kind}),
+        WEIGHTS: safetensors_bytes(tensors, {"kind": source.kind}),
         PARITY: safetensors_bytes(parity_tensors(source)),
         CONFIG: model_card.yaml_text(source.config).encode(),
     }
@@ -350,19 +350,20 @@ def parity_tensors(source: Source) -> dict[str, Array]:
             scores = np.where(mask, _torch_scores(source, observation, mask), np.float32(MASKED_SCORE))
         else:
             scores, _ = evaluate(source.kind, source.activation, source.tensors(), observation, mask)
-        keep = _decided(scores)
+        keep = _decided(observation, scores)
         group = {"obs": observation, "mask": mask, "scores": scores, "action": scores.argmax(axis=1).astype(np.int64)}
         tensors |= {f"n{n}.{name}": np.ascontiguousarray(array[keep]) for name, array in group.items()}
     return tensors
 
 
-def _decided(scores: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Return which decisions to record: exact ties and clear ones, for rounding may turn the others round."""
-    if scores.shape[1] == 1:
-        return np.arange(_VECTORS_PER_SIZE)
-    second, top = np.sort(scores, axis=1)[:, -2:].T.astype(np.float64)
-    clear = (top == second) | (top - second > 2e-6 * np.maximum(1.0, np.abs(top)))
-    return np.flatnonzero(clear)[:_VECTORS_PER_SIZE]
+def _decided(observation: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return which decisions to record: rounding may turn round those between almost equal, different rows."""
+    best = scores.argmax(axis=1)[:, None]
+    top = np.take_along_axis(scores, best, axis=1)
+    near = scores > top - 2e-6 * np.maximum(1.0, np.abs(top))
+    winner = np.take_along_axis(observation, best[:, :, None], axis=1)
+    same = ((observation == winner) | (np.isnan(observation) & np.isnan(winner))).all(axis=2)
+    return np.flatnonzero((same | ~near).all(axis=1))[:_VECTORS_PER_SIZE]
 
 
 def _vectors(

@@ -63,11 +63,13 @@ def card(features: tuple[str, ...] = DEFAULT_FEATURES, **changes: Any) -> dict[s
     return values | changes
 
 
-def checkpoint(folder: Path, features: tuple[str, ...] = DEFAULT_FEATURES, **changes: Any) -> Path:
+def checkpoint(
+    folder: Path, features: tuple[str, ...] = DEFAULT_FEATURES, activation: str = "relu", **changes: Any
+) -> Path:
     """A short-trained checkpoint with its card."""
-    kwargs = {"features": features, "hidden": 8, "activation": "tanh"}
+    kwargs = {"features": features, "hidden": 8, "activation": activation}
     model = PPO(
-        ScorerPolicy, Noise(features), n_steps=32, batch_size=32, seed=0, policy_kwargs=kwargs, learning_rate=0.03
+        ScorerPolicy, Noise(features), n_steps=32, batch_size=32, seed=0, policy_kwargs=kwargs, learning_rate=0.01
     )
     model.learn(64)
     path = folder / "best_model.zip"

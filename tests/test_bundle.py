@@ -1,0 +1,281 @@
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors.numpy
+from bundle_cases import NUM_INSTANCES, card, checkpoint, observations, reseal
+from stable_baselines3 import PPO
+
+from fleetgym.agents.bundle import BundleError, load
+from fleetgym.agents.bundle_format import MASKED_SCORE, MAX_BYTES, ONNX, PARITY, WEIGHTS
+from fleetgym.agents.bundle_policy import BundlePolicy
+from fleetgym.agents.bundle_verify import verify
+from fleetgym.agents.checkpoint import card_path, read_card, write_card
+from fleetgym.agents.evaluate_numpy import evaluate
+from fleetgym.agents.export import LINEAR_SCORES, from_checkpoint, from_heuristic, write_bundle
+from fleetgym.baselines import make_heuristic
+from fleetgym.baselines.base import Columns
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.features import DEFAULT_FEATURES, SCHEMA_VERSION, select
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "scorer", from_checkpoint(trained))
+
+
+def test_bundle_holds_exactly_the_documented_files(bundle: Path) -> None:
+    assert sorted(path.name for path in bundle.iterdir()) == sorted(MAX_BYTES)
+    assert list(bundle.parent.glob(".*")) == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 64])
+def test_bundle_decides_as_the_checkpoint_does(trained: Path, bundle: Path, n: int) -> None:
+    observation, mask = observations(100, n, seed=n)
+    policy = PPO.load(trained, device="cpu").policy
+    expected = policy.scores(observation, mask)
+    found = load(bundle).scores(observation, mask)
+    np.testing.assert_allclose(found[mask], expected[mask], rtol=1e-5, atol=1e-5)
+    assert (found[~mask] == np.float32(MASKED_SCORE)).all()
+    np.testing.assert_array_equal(
+        load(bundle).act(observation, mask), np.where(mask, expected, -np.inf).argmax(axis=1)
+    )
+    if n == NUM_INSTANCES:
+        np.testing.assert_array_equal(
+            load(bundle).act(observation, mask), policy.predict(observation, deterministic=True)[0]
+        )
+
+
+def test_vectors_cover_sizes_masks_unknown_values_and_extremes(bundle: Path) -> None:
+    groups = load(bundle).parity_vectors()
+    assert [g["mask"].shape[1] for g in groups] == [1, 2, 3, 8, 64]
+    assert sum(len(g["action"]) for g in groups) >= 256
+    assert any((~g["mask"]).any() for g in groups)
+    for check in (np.isnan, np.isposinf, np.isneginf):
+        assert all(check(g["obs"]).any() for g in groups)
+    assert len({int(a) for a in groups[3]["action"]}) > 1
+
+
+def test_verify_passes_and_states_the_largest_differences(bundle: Path) -> None:
+    report = verify(bundle)
+    assert report["passed"]
+    assert report["onnxruntime"]["actions_differ"] == report["numpy"]["actions_differ"] == 0
+    assert 0 < report["onnxruntime"]["max_score_difference"] < 1e-5
+
+
+def test_verify_fails_when_a_recorded_decision_is_another(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in bundle.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    tensors = {k: v.copy() for k, v in safetensors.numpy.load_file(copy / PARITY).items()}
+    tensors["n8.action"][5] = (tensors["n8.action"][5] + 1) % 8
+    safetensors.numpy.save_file(tensors, copy / PARITY)
+    reseal(copy)
+    report = verify(copy)
+    assert not report["passed"]
+    assert report["numpy"]["actions_differ"] == 1
+
+
+def test_tanh_network_passes_too(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, activation="tanh")
+    report = verify(write_bundle(tmp_path / "bundle", from_checkpoint(path)))
+    assert report["passed"]
+    assert report["vectors"] >= 256
+    assert load(tmp_path / "bundle").manifest["architecture"] == {"hidden": 8, "activation": "tanh"}
+
+
+def test_evaluator_needs_only_the_weights_file(bundle: Path) -> None:
+    weights = safetensors.numpy.load_file(bundle / WEIGHTS)
+    observation, mask = observations(10, 6)
+    scores, action = evaluate("scorer_mlp", "relu", weights, observation, mask)
+    np.testing.assert_allclose(scores[mask], load(bundle).scores(observation, mask)[mask], atol=1e-5)
+    np.testing.assert_array_equal(action, load(bundle).act(observation, mask))
+
+
+def test_any_onnx_runtime_can_use_the_file(bundle: Path) -> None:
+    onnx.checker.check_model(onnx.load(bundle / ONNX), full_check=True)
+    session = onnxruntime.InferenceSession(bundle / ONNX)
+    observation, mask = observations(3, 7)
+    scores, action = session.run(["scores", "action"], {"obs": observation, "mask": mask})
+    assert scores.shape == (3, 7)
+    assert action.dtype == np.int64
+    np.testing.assert_array_equal(action, load(bundle).act(observation, mask))
+
+
+def test_loads_and_acts_without_torch_gymnasium_and_sb3(bundle: Path) -> None:
+    code = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in ALLOWED:
+            raise ImportError("blocked: " + name)
+ALLOWED = set(sys.stdlib_module_names) | {{"numpy", "onnxruntime", "fleetgym"}}
+sys.meta_path.insert(0, Block())
+import numpy as np
+import fleetgym.agents.bundle as b
+policy = b.load({str(bundle)!r})
+observation = np.ones((1, 3, len(policy.features)), np.float32)
+print(policy.act(observation, np.array([[False, True, True]])))
+for name in ("torch", "gymnasium", "stable_baselines3", "hydra", "onnx", "safetensors"):
+    assert name not in sys.modules, name
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[1]\n"), done.stderr
+
+
+@pytest.mark.parametrize("name", LINEAR_SCORES)
+def test_exported_heuristic_scores_as_the_baseline_does(name: str, tmp_path: Path) -> None:
+    policy = load(write_bundle(tmp_path / name, from_heuristic(name)))
+    rng = np.random.default_rng(0)
+    observation = np.floor(rng.random((50, 6, len(policy.features))) * 1000).astype(np.float32)
+    if name == "least_kv":
+        observation /= 1000
+    mask = np.ones((50, 6), np.bool_)
+    expected = make_heuristic(name).score(Columns(policy.features).bind(observation))  # type: ignore[attr-defined]
+    np.testing.assert_allclose(policy.scores(observation, mask), expected, rtol=1e-6)
+    np.testing.assert_array_equal(policy.act(observation, mask), expected.argmax(axis=1))
+
+
+def test_heuristic_without_a_linear_score_is_refused() -> None:
+    with pytest.raises(UserError, match=r"policy='round_robin': has no linear score .*least_inflight"):
+        from_heuristic("round_robin")
+
+
+def test_ties_can_be_broken_at_random_from_the_seed(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "b", from_heuristic("least_inflight"))
+    observation = np.array([[[5.0], [2.0], [2.0], [2.0]]], np.float32)
+    mask = np.array([[True, True, False, True]])
+    assert load(path).act(observation, mask).tolist() == [1]
+    policy = load(path, tie_break="random")
+    runs = []
+    for _ in range(2):
+        policy.reset([7], 4)
+        runs.append([int(policy.act(observation, mask)[0]) for _ in range(40)])
+    assert runs[0] == runs[1]
+    assert set(runs[0]) == {1, 3}
+    with pytest.raises(BundleError, match="tie_break='first'"):
+        load(path, tie_break="first")
+
+
+def test_other_sizes_than_the_tested_work_and_are_flagged(bundle: Path) -> None:
+    policy = load(bundle)
+    observation, mask = observations(1, 65)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policy.act(observation[:, :64], mask[:, :64])
+    assert not policy.outside_tested_n
+    with pytest.warns(RuntimeWarning, match="65 instances, tested with 1 to 64"):
+        action = policy.act(observation, mask)
+    assert policy.outside_tested_n
+    assert mask[0, action[0]]
+
+
+def test_wrong_arguments_are_refused(bundle: Path) -> None:
+    policy = load(bundle)
+    observation, mask = observations(2, 3)
+    cases = [
+        (observation[:, :, 1:], mask, r"observation has shape \(2, 3, 14\), expected \(B, N, 15\)"),
+        (observation[0], mask, r"observation has shape \(3, 15\)"),
+        (observation.astype(np.float64), mask, "expected float32 and bool"),
+        (observation, mask.astype(np.int64), "expected float32 and bool"),
+        (observation, mask[:, :2], r"mask has shape \(2, 2\), expected \(2, 3\)"),
+        (observation, mask & np.array([[True], [False]]), "no instance may be chosen"),
+        (observation[:1], np.zeros((1, 3), np.bool_), "no instance may be chosen"),
+    ]
+    for o, m, message in cases:
+        with pytest.raises(BundleError, match=message):
+            policy.act(o, m)
+
+
+def test_manifest_and_model_card_say_what_a_router_must_know(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    features = {f["name"]: f for f in manifest["observation"]["features"]}
+    assert tuple(features) == DEFAULT_FEATURES
+    assert features["kv_usage"]["metrics"]["vllm"] == ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"]
+    assert manifest["trained"] == {"n_instances": [2, 4], "load": [0.6, 1.1], "staleness_s": [0.0, 0.0]}
+    assert manifest["fallback"] == "least_inflight"
+    assert manifest["environment"]["golden_hash"] == "0123456789abcdef"
+    assert manifest["git_revision"] == "abc-dirty"
+    readme = (bundle / "README.md").read_text()
+    assert readme.startswith("---\nlibrary_name: fleetgym\n")
+    assert "trained range of load (fraction of saturation): 0.6 to 1.1" in readme
+    assert "agent:" in (bundle / "train_config.yaml").read_text()
+
+
+def test_same_checkpoint_gives_the_same_bytes(trained: Path, bundle: Path, tmp_path: Path) -> None:
+    again = write_bundle(tmp_path / "again", from_checkpoint(trained))
+    assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in bundle.iterdir()}
+
+
+def test_existing_folder_is_left_alone(bundle: Path) -> None:
+    with pytest.raises(UserError, match="exists already"):
+        write_bundle(bundle, from_heuristic("least_kv"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "mlp"}, "made for exactly 4 instances; a bundle serves any number"),
+        ({"schema_version": SCHEMA_VERSION + 1}, "another observation schema"),
+        ({"schema_digest": "0" * 16}, "another observation schema"),
+        ({"features": ["kv_usage", "gone"]}, "another observation schema"),
+    ],
+)
+def test_checkpoints_that_cannot_be_exported_are_refused(trained: Path, tmp_path: Path, changes, message) -> None:
+    copy = tmp_path / "model.zip"
+    copy.write_bytes(trained.read_bytes())
+    write_card(copy, card() | changes)
+    with pytest.raises(UserError, match=message):
+        from_checkpoint(copy)
+
+
+def test_privileged_feature_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="uses feature 'output_tokens', which is privileged"):
+        from_checkpoint(checkpoint(tmp_path, ("kv_usage", "output_tokens")))
+
+
+def test_changed_environment_is_a_warning(trained: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="behaved otherwise .*0123456789abcdef"):
+        from_checkpoint(trained, golden_hash="f" * 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_checkpoint(trained, golden_hash="0123456789abcdef")
+
+
+def test_missing_and_foreign_checkpoints_are_refused(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    with pytest.raises(UserError, match="no such file"):
+        from_checkpoint(path)
+    path.write_bytes(b"no zip")
+    with pytest.raises(UserError, match=r"no model\.json beside it"):
+        from_checkpoint(path)
+    write_card(path, card())
+    with pytest.raises(UserError, match="not a checkpoint that training wrote"):
+        from_checkpoint(path)
+    card_path(path).write_text("{}")
+    with pytest.raises(UserError, match="env_id=None: expected str"):
+        from_checkpoint(path)
+    assert read_card(trained)["seed"] == 3
+
+
+def test_bundle_is_a_policy_of_the_gym(bundle: Path, tmp_path: Path) -> None:
+    policy = BundlePolicy(bundle)
+    assert policy.kind == "bundle"
+    assert policy.features == tuple(f.name for f in select())
+    policy.reset([0, 1], 3)
+    observation, mask = observations(2, 3)
+    np.testing.assert_array_equal(policy.act(observation, mask), load(bundle).act(observation, mask))
+    with pytest.raises(UserError, match="bundle=.*not a readable folder"):
+        BundlePolicy(tmp_path / "none")
