@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> float | None:
         )
         print_errors(errors, Console(), f"{replay.run.name}: second half, never seen by the fit")
         print_facts(replay)
-        print(f"latency_scale={scale:.4f} fitted on the first half ({int(first.sum())} requests)")
+        print(f"latency_scale={scale:.4f} fitted to the first half ({int(first.sum())} requests)")
         print(f"use it: latency_scale: {scale:.4f} in the instance of a cluster config")
     error = errors["e2e"]["mean"]["error_pct"]
     return None if error is None else abs(error)
@@ -65,27 +65,29 @@ def halves(replay: Replay) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 
 def fit_scale(replay: Replay, chosen: NDArray[np.bool_]) -> float:
-    """Find the scale at which the chosen requests' simulated mean E2E latency equals the measured one.
+    """Find the scale at which the chosen requests' simulated mean TPOT equals the measured one.
 
-    Always all requests are replayed, so that the load is the measured one. E2E is the choice because it holds both
-    the queue and the decoding, and, unlike TTFT, it stays well away from zero at low load.
+    The scale multiplies iteration times, and TPOT is nothing but iteration times, while a queue amplifies their
+    error in TTFT and E2E. Where no answer has a second token, E2E takes its place. Always all requests are
+    replayed, so that the load is the measured one.
 
     Raises
     ------
     UserError
         No scale between 1/4 and 4 does it.
     """
-    measured = float(np.mean(replay.run.latencies["e2e"][chosen]))
+    metric = "tpot" if np.isfinite(replay.run.latencies["tpot"][chosen]).any() else "e2e"
+    measured = float(np.nanmean(replay.run.latencies[metric][chosen]))
 
     def excess(log_scale: float) -> float:
-        simulated = replay.simulate(math.exp(log_scale)).latencies["e2e"][chosen]
-        return float(np.mean(simulated)) / measured - 1.0
+        simulated = replay.simulate(math.exp(log_scale)).latencies[metric][chosen]
+        return float(np.nanmean(simulated)) / measured - 1.0
 
     low, high = math.log(SMALLEST), math.log(LARGEST)
     if excess(low) > 0.0 or excess(high) < 0.0:
         raise UserError(
-            f"measured={replay.run.name!r}: no latency_scale between {SMALLEST:g} and {LARGEST:g} gives its mean E2E of "
-            f"{measured:.3f} s; check gpu, model, tp and the settings"
+            f"measured={replay.run.name!r}: no latency_scale between {SMALLEST:g} and {LARGEST:g} gives its mean "
+            f"{metric.upper()} of {measured:.4f} s; check gpu, model, tp and the settings"
         )
     return math.exp(float(brentq(excess, low, high, xtol=TOLERANCE)))
 

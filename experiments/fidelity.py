@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from fleetgym.envs.cluster.engine import make_engine
-from fleetgym.envs.cluster.latency import find_row
+from fleetgym.envs.cluster.latency import find_row, group_kv_capacity_tokens
 from fleetgym.envs.cluster.requests import FINISHED, Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.config import build
@@ -153,7 +153,9 @@ def replay_from(cfg: DictConfig) -> Replay:
     settings = _settings(plain(cfg.vllm), run)
     args = build(EngineArgs, {name: value for name, (value, _) in settings.items()}, "vllm")
     row = find_row(cfg.gpu, cfg.model, tp, cfg.tier)
-    kv = find_kv_blocks(run, args, dp, _whole_or_none("kv_blocks", cfg.kv_blocks), row.kv_capacity_tokens or None)
+    kv = find_kv_blocks(
+        run, args, dp, _whole_or_none("kv_blocks", cfg.kv_blocks), group_kv_capacity_tokens(row, dp) or None
+    )
     instance = InstanceSpec(
         cfg.gpu, cfg.model, tp, dp=dp, tier=row.tier, engine=replace(args, num_gpu_blocks=kv.blocks)
     )

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import csv
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import NamedTuple
 
@@ -161,6 +161,7 @@ class CatalogueRow:
     gpu: str
     model: str
     tp: int
+    ep: int
     scale: float
     latency: LatencyModel
     kv_bytes_per_token: float
@@ -190,6 +191,7 @@ def _row(record: dict[str, str]) -> CatalogueRow:
         gpu=record["gpu"],
         model=record["model"],
         tp=int(record["tp"]),
+        ep=int(record["ep"]),
         scale=scale,
         latency=LatencyModel(**values),
         kv_bytes_per_token=float(record["kv_bytes_per_token"]),
@@ -220,3 +222,32 @@ def find_row(gpu: str, model: str, tp: int, tier: str | None = None) -> Catalogu
         raise UserError(f"model={model!r}: no catalogue row on gpu={gpu!r}{did_you_mean(model, models)}")
     degrees = sorted({row.tp for row in rows if (row.gpu, row.model) == (gpu, model)})
     raise UserError(f"tp={tp!r}: no catalogue row for gpu={gpu!r}, model={model!r} (allowed: {degrees})")
+
+
+def group_latency(row: CatalogueRow, dp: int) -> LatencyModel:
+    """Coefficients of one rank of a data-parallel group.
+
+    vLLM spreads a layer's experts over all ``tp * dp`` GPUs of a group, so the expert terms are those of the row with
+    that expert-parallel degree. Where none was measured, each rank reads and computes ``1 / dp`` of the experts.
+    """
+    if dp == 1 or row.latency.moe_we_s == 0.0:
+        return row.latency
+    spread = _spread_row(row, dp)
+    experts, share = (row.latency, dp) if spread is None else (spread.latency, 1)
+    return replace(row.latency, moe_we_s=experts.moe_we_s / share, moe_g_s_per_tok=experts.moe_g_s_per_tok / share)
+
+
+def group_kv_capacity_tokens(row: CatalogueRow, dp: int) -> int:
+    """KV capacity of one rank of a data-parallel group: experts that are elsewhere leave their memory to the cache.
+
+    Taken from the row with that expert-parallel degree, per GPU; the dense layers, which each rank holds whole, are
+    then counted as spread too (a few percent too many tokens).
+    """
+    spread = None if dp == 1 or row.latency.moe_we_s == 0.0 else _spread_row(row, dp)
+    return row.kv_capacity_tokens if spread is None else spread.kv_capacity_tokens * row.tp // spread.tp
+
+
+def _spread_row(row: CatalogueRow, dp: int) -> CatalogueRow | None:
+    """Find the same model on the same GPU with its experts spread over ``tp * dp`` GPUs."""
+    wanted = (row.tier, row.gpu, row.model, row.tp * dp)
+    return next((other for other in catalogue() if (other.tier, other.gpu, other.model, other.ep) == wanted), None)

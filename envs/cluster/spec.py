@@ -10,6 +10,8 @@ from fleetgym.envs.cluster.latency import (
     LatencyModel,
     LatencyTables,
     find_row,
+    group_kv_capacity_tokens,
+    group_latency,
     iteration_seconds,
     latency_tables,
 )
@@ -133,7 +135,7 @@ class InstanceSpec:
         """KV blocks per rank, the null block included."""
         if self.engine.num_gpu_blocks is not None:
             return self.engine.num_gpu_blocks
-        return self.row.kv_capacity_tokens // self.engine.block_size
+        return group_kv_capacity_tokens(self.row, self.dp) // self.engine.block_size
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -163,7 +165,7 @@ class InstanceSpec:
 
     def tables(self) -> LatencyTables:
         """Iteration-latency tables of one rank."""
-        model = self.latency or self.row.latency
+        model = self.latency or group_latency(self.row, self.dp)
         scaled = replace(
             model, **{k: v * (1.0 if k == "moe_q" else self.latency_scale) for k, v in vars(model).items()}
         )
