@@ -88,10 +88,11 @@ def _read_file(path: Path, limit: int) -> bytes:
         raise BundleError(f"{path.name}: missing") from None
     except OSError as error:
         raise BundleError(f"{path.name}: cannot be read, links are not followed ({error.strerror})") from None
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(descriptor)
+        raise BundleError(f"{path.name}: not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            raise BundleError(f"{path.name}: not a regular file")
         if info.st_size > limit:
             raise BundleError(f"{path.name}: {info.st_size} bytes, at most {limit} are allowed")
         return file.read(limit + 1)[:limit]

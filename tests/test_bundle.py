@@ -48,9 +48,7 @@ def test_bundle_decides_as_the_checkpoint_does(trained: Path, bundle: Path, n: i
     found = load(bundle).scores(observation, mask)
     np.testing.assert_allclose(found[mask], expected[mask], rtol=1e-5, atol=1e-5)
     assert (found[~mask] == np.float32(MASKED_SCORE)).all()
-    np.testing.assert_array_equal(
-        load(bundle).act(observation, mask), np.where(mask, expected, -np.inf).argmax(axis=1)
-    )
+    np.testing.assert_array_equal(load(bundle).act(observation, mask), np.where(mask, expected, -np.inf).argmax(axis=1))
     if n == NUM_INSTANCES:
         np.testing.assert_array_equal(
             load(bundle).act(observation, mask), policy.predict(observation, deterministic=True)[0]
