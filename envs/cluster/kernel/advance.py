@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import enqueue
 from fleetgym.envs.cluster.kernel.lockstep import INDEX_BITS, class_at, retire
 from fleetgym.envs.cluster.kernel.schedule import count_blocks, gap_bin, schedule, update
 from fleetgym.envs.cluster.kernel.state import EMPTY, NEVER, NONE, WAITING, Unit
 
 
-@jit
+@large
 def advance(u: Unit, until: int) -> None:
     """Let everything happen at the instance that happens up to ``until``, that instant included."""
     inst, depth = u.inst, u.spec["depth"]

@@ -5,16 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
-
-from fleetgym.envs.cluster.engine import SIGNAL_NAMES
 from fleetgym.envs.cluster.kernel.advance import advance, receive
 from fleetgym.envs.cluster.kernel.blocks import clear_pool
 from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.state import NEVER, NONE, REFUSED, Array, State, Unit
-
-NUM_SIGNALS = len(SIGNAL_NAMES)
-
 
 @functools.partial(jit, inline="always")
 def unit(st: State, b: int, i: int) -> Unit:
@@ -117,7 +111,7 @@ def observe(st: State, b: int) -> None:
     now = st.now_ns[b]
     row = st.req[b, st.pending[b]]
     prompt = row["prompt"]
-    values = np.zeros(NUM_SIGNALS)
+    values = st.values
     values[13] = prompt
     values[14] = row["priority"]
     values[15] = row["output"]
@@ -152,16 +146,9 @@ def observe(st: State, b: int) -> None:
 
 
 @jit
-def check_actions(st: State, actions: Array) -> Any:
-    """Return the number of the first cluster whose action (B, K) is impossible, or NONE."""
-    for b in range(actions.shape[0]):
-        if st.done[b]:
-            continue
-        for k in range(min(actions.shape[1], st.env[b]["requests"] - st.pending[b])):
-            i = actions[b, k]
-            if i < 0 or i >= st.inst.shape[1] or not st.inst[b, i]["available"]:
-                return b
-    return NONE
+def is_possible(st: State, b: int, i: int) -> bool:
+    """Whether instance ``i`` can be chosen."""
+    return bool(0 <= i < st.inst.shape[1] and st.inst[b, i]["available"])
 
 
 @jit
@@ -173,9 +160,9 @@ def outcome(st: State, b: int) -> Any:
 @jit
 def step(st: State, actions: Array) -> Any:
     """Take one action per cluster (B,); return NONE, b for an impossible action, -2 - b for a stalled instance."""
-    bad = check_actions(st, actions.reshape((len(actions), 1)))
-    if bad != NONE:
-        return bad
+    for b in range(len(actions)):
+        if not (st.done[b] or is_possible(st, b, actions[b])):
+            return b
     for b in range(len(actions)):
         if st.done[b]:
             st.terms[b] = 0.0
@@ -194,9 +181,11 @@ def step(st: State, actions: Array) -> Any:
 @jit
 def run(st: State, actions: Array) -> Any:
     """Take K actions per cluster (B, K), as `step`; an instance is brought up to date only when it matters."""
-    bad = check_actions(st, actions)
-    if bad != NONE:
-        return bad
+    for b in range(actions.shape[0]):
+        left = 0 if st.done[b] else st.env[b]["requests"] - st.pending[b]
+        for k in range(min(actions.shape[1], left)):
+            if not is_possible(st, b, actions[b, k]):
+                return b
     for b in range(actions.shape[0]):
         if st.done[b]:
             st.terms[b] = 0.0

@@ -36,7 +36,7 @@ from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
 from fleetgym.envs.errors import LivelockError, UserError
 
 MAX_REQUESTS = 2**28
-SHARED = ("spec", "tables", "columns", "high", "slo")  # parts of State that are the same for all clusters
+SHARED = ("spec", "tables", "columns", "high", "slo", "values")  # parts of State that are the same for all clusters
 
 
 class KernelEngine(Engine):
@@ -67,8 +67,8 @@ class KernelEngine(Engine):
         self._kinds = np.array([[number[spec] for spec in row] for row in kinds], np.int64)
         self._caching = any(spec.engine.enable_prefix_caching for spec in self._specs)
         self._actions_shape = (batch,)
-        self._state = self._allocate(journal)
-        self._handle = handle.make_handle(self._state)
+        self.state = self._allocate(journal)
+        self._handle = handle.make_handle(self.state)
 
     def _allocate(self, journal: int) -> State:
         batch, shape = self.batch, (self.batch, self.num_instances)
@@ -92,6 +92,7 @@ class KernelEngine(Engine):
             columns=np.array([SIGNAL_INDEX[name] for name in self.columns], np.int64),
             high=np.ascontiguousarray(self.high),
             slo=np.array([self.slo.ttft_s, self.slo.ttft_s_per_1k_prompt_tokens, self.slo.tpot_s]),
+            values=np.zeros(len(SIGNAL_NAMES)),
             journal=np.zeros((batch, 1 + journal), np.int64),
             blocks=np.zeros((*shape, pool), BLOCK),
             buckets=np.zeros((*shape, 1 << (pool - 1).bit_length()), np.int32),
@@ -104,13 +105,13 @@ class KernelEngine(Engine):
         """Let the named arrays, shape (B, length), be at least so long."""
         grown = {}
         for name, length in lengths.items():
-            old = getattr(self._state, name)
+            old = getattr(self.state, name)
             if length > old.shape[1]:
                 grown[name] = np.zeros((self.batch, length), old.dtype)
                 grown[name][:, : old.shape[1]] = old
         if grown:
-            self._state = self._state._replace(**grown)
-            self._handle = handle.make_handle(self._state)
+            self.state = self.state._replace(**grown)
+            self._handle = handle.make_handle(self.state)
 
     def reset(self, index: int, trace: Trace, available: NDArray[np.bool_] | None = None) -> None:
         """Start cluster ``index`` on ``trace`` and stop at its first decision."""
@@ -121,7 +122,7 @@ class KernelEngine(Engine):
         if count > MAX_REQUESTS:
             raise UserError(f"{trace.name}: {count} requests: at most {MAX_REQUESTS} are possible, stream the trace")
         self._make_room(req=count)
-        state, rows = self._state, trace.requests
+        state, rows = self.state, trace.requests
         requests = state.req[index]
         requests[:count] = np.zeros((), REQUEST)
         for target, source in (
@@ -151,12 +152,12 @@ class KernelEngine(Engine):
         entries = -(-tokens // size)
         ends = np.cumsum(entries)
         self._make_room(chain=count, table=int(ends[-1]), ids=len(trace.block_ids))
-        chain = self._state.chain[index]
+        chain = self.state.chain[index]
         chain[:count] = np.zeros((), CHAIN)
         chain["ids"][:count] = rows["block_start"]
         chain["id_count"][:count] = rows["block_count"]
         chain["table"][:count] = ends - entries
-        self._state.ids[index, : len(trace.block_ids)] = trace.block_ids
+        self.state.ids[index, : len(trace.block_ids)] = trace.block_ids
 
     def step(self, actions: NDArray[np.int64]) -> None:
         """Dispatch each pending request to instance ``actions[b]`` and advance to the next decisions."""
@@ -179,18 +180,18 @@ class KernelEngine(Engine):
     def _complain(self, code: int, actions: NDArray[np.int64]) -> None:
         if code < 0:
             index = -2 - code
-            self._raise_livelock(index, int(self._state.env[index]["stalled_instance"]), "is computed again and again")
-        allowed = np.flatnonzero(self._state.inst[code]["available"])
-        left = int(self._state.env[code]["requests"] - self.pending[code])
+            self._raise_livelock(index, int(self.state.env[index]["stalled_instance"]), "is computed again and again")
+        allowed = np.flatnonzero(self.state.inst[code]["available"])
+        left = int(self.state.env[code]["requests"] - self.pending[code])
         bad = next(int(action) for action in actions[code, :left] if action not in allowed)
         raise UserError(
             f"action={bad} of cluster {code}: no such instance is available (allowed: {allowed.tolist()})"
         )
 
     def _raise_livelock(self, index: int, instance: int, what: str) -> None:
-        row = self._state.inst[index, instance]
+        row = self.state.inst[index, instance]
         request = int(row["run_head"] if row["run_head"] >= 0 else row["wait_head"])
-        prompt, output = (int(self._state.req[index, request][name]) for name in ("prompt", "output"))
+        prompt, output = (int(self.state.req[index, request][name]) for name in ("prompt", "output"))
         raise LivelockError(
             f"instance {instance}: no progress at {row['counted_ns'] * 1e-9:.3f} s; "
             f"request {request} ({prompt} + {output} tokens) {what}"
@@ -200,7 +201,7 @@ class KernelEngine(Engine):
         """Advance cluster ``index``, all of whose requests are dispatched, until nothing is left to do."""
         self._check_started(index)
         if not self.done[index]:
-            left = int(self._state.env[index]["requests"] - self.pending[index])
+            left = int(self.state.env[index]["requests"] - self.pending[index])
             raise UserError(f"drain: cluster {index} has {left} requests that are not dispatched yet")
         code = handle.drain(self._handle, index)
         if code < NONE:
@@ -209,7 +210,7 @@ class KernelEngine(Engine):
             self._raise_livelock(index, code, "can never be admitted")
 
     def _check_started(self, index: int) -> int:
-        count = int(self._state.env[index]["requests"])
+        count = int(self.state.env[index]["requests"])
         if count == 0:
             raise UserError(f"cluster {index} has no trace yet: call reset first")
         return count
@@ -217,7 +218,7 @@ class KernelEngine(Engine):
     def results(self, index: int) -> NDArray[np.void]:
         """Return what became of each request: RESULT_DTYPE, shape (R,), a copy."""
         count = self._check_started(index)
-        rows = self._state.req[index, :count]
+        rows = self.state.req[index, :count]
         out = np.zeros(count, RESULT_DTYPE)
         finished = rows["state"] == DONE
         out["status"] = np.where(finished, FINISHED, np.where(rows["state"] == REFUSED, REJECTED, UNFINISHED))
@@ -227,24 +228,24 @@ class KernelEngine(Engine):
         for name in ("instance", "scheduled_ns", "first_token_ns"):
             out[name] = rows[name]
         if self._caching:
-            out["cached_tokens"] = self._state.chain["cached"][index, :count]
+            out["cached_tokens"] = self.state.chain["cached"][index, :count]
         return out
 
     def instance_stats(self, index: int) -> NDArray[np.void]:
         """Return the totals of each instance: INSTANCE_STATS_DTYPE, shape (N,), a copy."""
         out = np.zeros(self.num_instances, INSTANCE_STATS_DTYPE)
         for name in INSTANCE_STATS_DTYPE.names or ():
-            out[name] = self._state.inst[index][name]
+            out[name] = self.state.inst[index][name]
         return out
 
     def gap_histogram(self, index: int) -> NDArray[np.int64]:
         """Return how many token gaps of all requests fell into each bin of `gap_bin`, shape (GAP_BINS,)."""
-        return self._state.gaps[index].astype(np.int64)
+        return self.state.gaps[index].astype(np.int64)
 
     def snapshot(self, index: int) -> dict[str, NDArray[Any]]:
         """Return cluster ``index``'s full state as plain arrays, for `restore`."""
         count = self._check_started(index)
-        rows = {name: getattr(self._state, name)[index] for name in State._fields if name not in SHARED}
+        rows = {name: getattr(self.state, name)[index] for name in State._fields if name not in SHARED}
         for name in ("req", "chain"):
             rows[name] = rows[name][:count]
         return {name: np.array(row) for name, row in rows.items()}
@@ -253,7 +254,7 @@ class KernelEngine(Engine):
         """Put cluster ``index`` back into a state of `snapshot`; what follows is the same, bit for bit."""
         self._make_room(**{name: len(state[name]) for name in ("req", "chain", "table", "ids")})
         for name, row in state.items():
-            target = getattr(self._state, name)
+            target = getattr(self.state, name)
             if row.ndim == 0:
                 target[index] = row
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fleetgym.envs.cluster.kernel.blocks import blocks_for, grow, lookup, register_up_to, release, share
-from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import (
     enqueue,
     note,
@@ -204,7 +204,7 @@ def sample(u: Unit, slot: int, r: int) -> None:
     note(u, slot, r, TOKEN | FINISH if last else TOKEN)
 
 
-@jit
+@large
 def admit(u: Unit, slot: int, now: int, budget: int) -> None:
     """Admit from the head of the queue while budget, sequences and blocks last."""
     inst, spec, req = u.inst, u.spec, u.req
@@ -261,7 +261,7 @@ def log(u: Unit, kind: int, r: int, tokens: int) -> None:
         u.journal[0] = end + 3
 
 
-@jit
+@large
 def schedule_exact(u: Unit, slot: int) -> tuple[int, bool]:
     """Serve the running requests one by one: return the budget left, and whether anyone was preempted.
 

@@ -205,6 +205,7 @@ class State(NamedTuple):
     columns: Array  # (F,) int64 indices into SIGNALS
     high: Array  # (F,) float64
     slo: Array  # (3,) float64: ttft_s, ttft_s_per_1k_prompt_tokens, tpot_s
+    values: Array  # (signals,) float64: scratch
     journal: Array  # (B, entries) int64: [length, kind, request, tokens, ...]; nothing is written to length 1
     blocks: Array  # (B, N, blocks) BLOCK
     buckets: Array  # (B, N, power of two) int32
