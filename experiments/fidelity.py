@@ -22,6 +22,7 @@ from fleetgym.experiments.config import plain
 
 METRICS = ("ttft", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p99")
+DEFAULT_ORIGIN = "vLLM's default"
 LOAD_SIGNALS = ("running_requests", "waiting_requests")
 
 ErrorTable = dict[str, dict[str, dict[str, float | None]]]
@@ -131,6 +132,7 @@ class Replay:
             "dp": self.instance.dp,
             "tier": self.instance.row.tier,
             "catalogue_scale": self.catalogue_scale,
+            "engine": self.engine,
             "kv_blocks": self.kv.blocks,
             "kv_blocks_source": self.kv.source,
             "kv_blocks_estimated": self.kv.estimated,
@@ -154,12 +156,19 @@ def replay_from(cfg: DictConfig) -> Replay:
     args = build(EngineArgs, {name: value for name, (value, _) in settings.items()}, "vllm")
     row = find_row(cfg.gpu, cfg.model, tp, cfg.tier)
     kv = find_kv_blocks(
-        run, args, dp, _whole_or_none("kv_blocks", cfg.kv_blocks), group_kv_capacity_tokens(row, dp) or None
+        run,
+        args,
+        dp,
+        given=_whole_or_none("kv_blocks", cfg.kv_blocks),
+        seqs_known=settings["max_num_seqs"][1] != DEFAULT_ORIGIN,
+        catalogue_tokens=group_kv_capacity_tokens(row, dp),
     )
     instance = InstanceSpec(
         cfg.gpu, cfg.model, tp, dp=dp, tier=row.tier, engine=replace(args, num_gpu_blocks=kv.blocks)
     )
-    return Replay(run, instance, cfg.engine, kv, settings, tuple(_notes(run, instance, kv)))
+    # Data-parallel groups exist in the reference engine only.
+    engine = cfg.engine or ("reference" if dp > 1 else "kernel")
+    return Replay(run, instance, engine, kv, settings, tuple(_notes(run, instance, kv)))
 
 
 def error_table(
@@ -239,7 +248,7 @@ def _settings(given: Mapping[str, Any], run: MeasuredRun) -> dict[str, tuple[Any
         elif name in recorded:
             settings[name] = (recorded[name], "meta.json")
         else:
-            settings[name] = (defaults[name], "vLLM's default")
+            settings[name] = (defaults[name], DEFAULT_ORIGIN)
     return settings
 
 

@@ -94,9 +94,13 @@ def test_a_case_with_an_unmodelled_mechanism_is_skipped_with_its_reason(tmp_path
 
 def test_a_file_that_is_no_golden_file_is_refused_by_name_and_line(tmp_path):
     plain = tmp_path / "plain.gz"
-    plain.write_text("no gzip")
-    with pytest.raises(UserError, match=r"plain\.gz, after line 0: not a gzip JSONL golden file"):
+    plain.write_text("no case")
+    with pytest.raises(UserError, match=r"plain\.gz, line 1: not a golden case, not JSON"):
         replay_file(plain)
+    cut = tmp_path / "cut.gz"
+    cut.write_bytes(write(tmp_path / "whole.gz", first_cases(1)).read_bytes()[:200])
+    with pytest.raises(UserError, match=r"cut\.gz, after line 0: cannot be read"):
+        replay_file(cut)
     lacking = write(tmp_path / "lacking.gz", [*first_cases(1), {"seed": 1}])
     with pytest.raises(UserError, match=r"lacking\.gz, line 2: not a golden case, lacks config"):
         replay_file(lacking)

@@ -25,6 +25,8 @@ REQUIRED_KEYS = {
     "seed", "tags", "config", "requests", "trace", "steps", "end", "preemptions", "final_free_blocks",
 }  # fmt: skip
 
+GZIP_MAGIC = b"\x1f\x8b"
+
 Case = Mapping[str, Any]
 Pairs = list[list[int]]
 
@@ -274,7 +276,7 @@ def compare(case: Case, got: Replay) -> Difference | None:
 
 
 def load_cases(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Read a golden file case by case.
+    """Read a golden file, gzip or plain, case by case.
 
     Raises
     ------
@@ -283,15 +285,21 @@ def load_cases(path: str | Path) -> Iterator[dict[str, Any]]:
     """
     number = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with open(path, "rb") as head:
+            opener = gzip.open if head.read(2) == GZIP_MAGIC else open
+        with opener(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 case = json.loads(line)
+                if not isinstance(case, dict):
+                    raise UserError(f"{path}, line {number}: not a golden case, not an object")
                 missing = REQUIRED_KEYS - set(case)
                 if missing:
                     raise UserError(f"{path}, line {number}: not a golden case, lacks {', '.join(sorted(missing))}")
                 yield case
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}, after line {number}: not a gzip JSONL golden file ({error})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number}: not a golden case, not JSON ({error})") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}, after line {number}: cannot be read ({error})") from None
 
 
 def replay_file(path: str | Path, make_scheduler: Callable[[Case], GoldenScheduler] = ReferenceReplay) -> GoldenReport:

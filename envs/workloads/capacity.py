@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.spec import EngineArgs
-from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.measured import CHAIN_BLOCK_TOKENS, MeasuredRun
 
 SAME_NAMES = (
@@ -51,14 +50,23 @@ def recorded_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_kv_blocks(
-    run: MeasuredRun, args: EngineArgs, dp: int, given: int | None, catalogue_tokens: int | None
+    run: MeasuredRun, args: EngineArgs, dp: int, *, given: int | None, seqs_known: bool, catalogue_tokens: int
 ) -> KvBlocks:
     """Decide on the KV blocks of one rank: given, recorded, reconstructed from the run, or the catalogue's estimate.
 
-    Raises
-    ------
-    UserError
-        Nothing is known: no number given or recorded, and no catalogue row.
+    Parameters
+    ----------
+    run : MeasuredRun
+    args : EngineArgs
+        Settings of the server.
+    dp : int
+        Data-parallel ranks.
+    given : int or None
+        The user's own number.
+    seqs_known : bool
+        Whether ``max_num_seqs`` is the server's; a wrong one would be taken for a full cache.
+    catalogue_tokens : int
+        The catalogue's estimate of one rank's KV capacity.
     """
     if given is not None:
         return KvBlocks(given, "given", "given as kv_blocks")
@@ -66,15 +74,12 @@ def find_kv_blocks(
         value = _search(run.meta, name)
         if value is not None:
             # vLLM's front end sums the ranks' blocks of a data-parallel group.
-            blocks = value if per_rank else value // dp
-            return KvBlocks(blocks, "meta", f"recorded in meta.json ({name}={value})")
-    for estimate in (_from_usage(run, args, dp), _from_saturation(run, args, dp)):
-        if estimate is not None:
-            return estimate
-    if catalogue_tokens is None:
-        raise UserError(
-            "kv_blocks=null: not in meta.json, not visible in the run and not in the catalogue; give a number"
-        )
+            return KvBlocks(value if per_rank else value // dp, "meta", f"recorded in meta.json ({name}={value})")
+    estimate = _from_usage(run, args, dp)
+    if estimate is None and dp == 1 and seqs_known:  # ranks fill up one by one, which their sums do not show
+        estimate = _from_saturation(run, args)
+    if estimate is not None:
+        return estimate
     blocks = catalogue_tokens // args.block_size
     return KvBlocks(blocks, "catalogue", "ESTIMATED from the catalogue: memory beside the weights at 0.9 utilisation")
 
@@ -116,7 +121,7 @@ def _from_usage(run: MeasuredRun, args: EngineArgs, dp: int) -> KvBlocks | None:
     return KvBlocks(blocks, "kv_usage", "ESTIMATED: blocks held by the requests over the recorded kv_cache_pct")
 
 
-def _from_saturation(run: MeasuredRun, args: EngineArgs, dp: int) -> KvBlocks | None:
+def _from_saturation(run: MeasuredRun, args: EngineArgs) -> KvBlocks | None:
     """Blocks = what the requests held while the cache, not ``max_num_seqs``, kept others waiting.
 
     The head of the queue did not fit, so what was left free lay between nothing and its need: half a prompt on
@@ -129,12 +134,12 @@ def _from_saturation(run: MeasuredRun, args: EngineArgs, dp: int) -> KvBlocks | 
     alive = ((run.first_token_s <= times[:, None]) & (times[:, None] < run.finish_s)).sum(axis=1)
     # A preempted request is alive but holds nothing.
     held = held_blocks(run, times, args.block_size) * np.minimum(1.0, series.running / np.maximum(alive, 1))
-    bound = (series.waiting > 0) & (series.running < BOUND_SHARE * dp * args.max_num_seqs)
+    bound = (series.waiting > 0) & (series.running < BOUND_SHARE * args.max_num_seqs)
     full = bound & (held >= FULL_SHARE * held.max())
     if full.sum() < max(MIN_TICKS, MIN_TICK_SHARE * len(times)):
         return None
     half_prompt = float(np.mean(run.trace.requests["prompt_tokens"])) / (2 * args.block_size)
-    blocks = round(float(np.median(held[full])) / dp + half_prompt) + 1
+    blocks = round(float(np.median(held[full])) + half_prompt) + 1
     return KvBlocks(blocks, "saturation", "ESTIMATED: blocks held by the requests while the cache kept others waiting")
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.workloads.readers import _ids, _json_lines, _whole
+from fleetgym.envs.workloads.readers import id_list, json_lines, whole_number
 
 CHAIN_BLOCK_TOKENS = 16
 TIMESERIES_COLUMNS = ("t", "running", "waiting")
@@ -128,7 +128,7 @@ def read_measured(folder: str | Path) -> MeasuredRun:
     path = Path(folder).expanduser()
     if not (path / "requests.jsonl").is_file():
         raise UserError(f"measured={str(folder)!r}: must be a folder with requests.jsonl")
-    records = list(_json_lines(path / "requests.jsonl"))
+    records = list(json_lines(path / "requests.jsonl"))
     if not records:
         raise UserError(f"{path / 'requests.jsonl'}: holds no request")
     columns = _read_stamps(path, records) if "queued_ts" in records[0][1] else _read_plain(records)
@@ -173,9 +173,9 @@ def _read_plain(records: list[tuple[str, dict[str, Any]]]) -> _Columns:
         columns.arrival.append(arrival)
         columns.first.append(base + first)
         columns.finish.append(base + finish)
-        columns.prompt.append(_whole(where, record, "prompt_tokens", 1))
-        columns.output.append(_whole(where, record, "output_tokens", 1))
-        columns.chains.append(_ids(where, record, "prefix_block_ids") if "prefix_block_ids" in record else None)
+        columns.prompt.append(whole_number(where, record, "prompt_tokens", 1))
+        columns.output.append(whole_number(where, record, "output_tokens", 1))
+        columns.chains.append(id_list(where, record, "prefix_block_ids") if "prefix_block_ids" in record else None)
     return columns
 
 
@@ -193,7 +193,7 @@ def _read_stamps(path: Path, records: list[tuple[str, dict[str, Any]]]) -> _Colu
         known = workload.get(request, {})
         if workload and not known:
             raise UserError(f"{where}: request_id={request!r}: is not in workload.jsonl")
-        prompt, output = _whole(where, record, "input_toks", 1), _whole(where, record, "output_toks", 1)
+        prompt, output = whole_number(where, record, "input_toks", 1), whole_number(where, record, "output_toks", 1)
         if known and (known["prompt"], known["output"]) != (prompt, output):
             raise UserError(
                 f"{where}: input_toks={prompt}, output_toks={output}: workload.jsonl says "
@@ -233,11 +233,11 @@ def _read_workload(path: Path) -> dict[str, dict[str, Any]]:
     return {
         str(_field(where, record, "request_id")): {
             "arrival": _number(where, record, "arrival_s"),
-            "prompt": _whole(where, record, "prompt_tokens", 1),
-            "output": _whole(where, record, "output_tokens", 1),
-            "chain": _ids(where, record, "prefix_block_ids") if "prefix_block_ids" in record else None,
+            "prompt": whole_number(where, record, "prompt_tokens", 1),
+            "output": whole_number(where, record, "output_tokens", 1),
+            "chain": id_list(where, record, "prefix_block_ids") if "prefix_block_ids" in record else None,
         }
-        for where, record in _json_lines(path)
+        for where, record in json_lines(path)
     }
 
 

@@ -92,11 +92,11 @@ def read_mooncake(path: Path, block_size: int) -> Trace:
         raise UserError(f"block_size={block_size!r}: must divide {MOONCAKE_BLOCK_TOKENS}")
     split = MOONCAKE_BLOCK_TOKENS // block_size
     arrival_ns, prompts, outputs, chains = [], [], [], []
-    for where, record in _json_lines(path):
+    for where, record in json_lines(path):
         arrival_ns.append(_time_ns(where, record, "timestamp", 1e6))
-        prompts.append(_whole(where, record, "input_length", 1))
-        outputs.append(_whole(where, record, "output_length", 1))
-        hashes = _ids(where, record, "hash_ids")
+        prompts.append(whole_number(where, record, "input_length", 1))
+        outputs.append(whole_number(where, record, "output_length", 1))
+        hashes = id_list(where, record, "hash_ids")
         chains.append((hashes[:, None] * split + np.arange(split)).reshape(-1)[: prompts[-1] // block_size])
     return _assemble(path, arrival_ns, prompts, outputs, chains=chains)
 
@@ -115,20 +115,20 @@ def read_jsonl(path: Path) -> Trace:
     """
     arrival_ns, prompts, outputs, priority, class_id, chains = [], [], [], [], [], []
     classes: dict[str, int] = {}
-    for where, record in _json_lines(path):
+    for where, record in json_lines(path):
         for name in record:
             if name not in _JSONL_FIELDS:
                 raise UserError(f"{where}: field {name!r}: unknown{did_you_mean(name, _JSONL_FIELDS)}")
         arrival_ns.append(_time_ns(where, record, "arrival_s", 1e9))
-        prompts.append(_whole(where, record, "prompt_tokens", 1))
-        outputs.append(_whole(where, record, "output_tokens", 1))
-        priority.append(_whole(where, record, "priority", -MAX_TOKENS) if "priority" in record else 0)
+        prompts.append(whole_number(where, record, "prompt_tokens", 1))
+        outputs.append(whole_number(where, record, "output_tokens", 1))
+        priority.append(whole_number(where, record, "priority", -MAX_TOKENS) if "priority" in record else 0)
         name = record.get("class", "default")
         if not isinstance(name, str):
             raise UserError(f"{where}: class={name!r}: must be a name")
         class_id.append(classes.setdefault(name, len(classes)))
         chain_field = "block_ids" if "block_ids" in record else "prefix_block_ids"
-        chains.append(_ids(where, record, chain_field) if chain_field in record else np.zeros(0, np.int64))
+        chains.append(id_list(where, record, chain_field) if chain_field in record else np.zeros(0, np.int64))
     columns = {"priority": np.array(priority), "class_id": np.array(class_id), "class_names": tuple(classes)}
     return _assemble(path, arrival_ns, prompts, outputs, chains=chains, **columns)
 
@@ -144,7 +144,8 @@ def _assemble(path: Path, arrival_ns: list[int], prompts: list[int], outputs: li
     return make_trace(times - times[0], np.array(prompts), np.array(outputs), name=path.stem, **columns)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give each JSON object of a JSONL file with ``file:line`` for messages."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -166,7 +167,8 @@ def _field(where: str, record: dict[str, Any], name: str) -> Any:
     return record[name]
 
 
-def _whole(where: str, record: dict[str, Any], name: str, low: int) -> int:
+def whole_number(where: str, record: dict[str, Any], name: str, low: int) -> int:
+    """Return field ``name``, a whole number of at least ``low``."""
     value = _field(where, record, name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= MAX_TOKENS:
         raise UserError(f"{where}: {name}={value!r}: must be a whole number from {low} to {MAX_TOKENS}")
@@ -181,7 +183,8 @@ def _time_ns(where: str, record: dict[str, Any], name: str, unit_ns: float) -> i
     return round(float(value) * unit_ns)
 
 
-def _ids(where: str, record: dict[str, Any], name: str) -> NDArray[np.int64]:
+def id_list(where: str, record: dict[str, Any], name: str) -> NDArray[np.int64]:
+    """Return field ``name``, a list of content ids."""
     value = _field(where, record, name)
     if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**53 for item in value):
         raise UserError(f"{where}: {name}={str(value)[:60]!r}: must be a list of whole numbers of at least 0")
