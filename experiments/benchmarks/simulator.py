@@ -1,0 +1,216 @@
+"""How fast the engines simulate, how cost grows, what compiling takes and how much memory a cluster needs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetgym.envs.cluster.engine import Engine, make_engine
+from fleetgym.envs.cluster.requests import Trace
+from fleetgym.envs.cluster.spec import ClusterSpec
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.routing.batch import at_rate
+from fleetgym.envs.routing.load import saturation_rps
+from fleetgym.envs.workloads import Workload, make_workload
+from fleetgym.experiments.benchmarks.measure import (
+    Bench,
+    Figure,
+    NotMeasuredError,
+    cpu_seconds,
+    in_new_process,
+    looped,
+    memory_bytes,
+)
+
+LOADS = (0.3, 0.5, 0.7)
+
+
+def loaded_trace(workload: Workload, cluster: ClusterSpec, load: float, count: int | None, seed: int) -> Trace:
+    """Draw requests that offer ``load`` times the measured saturation rate of ``cluster``."""
+    rate_rps = load * sum(saturation_rps(spec, workload) for spec in cluster.expanded)
+    trace = workload.episode(np.random.default_rng(seed), count)
+    return at_rate(trace, workload.mean_rate_rps / rate_rps)
+
+
+def round_robin(num_instances: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Actions that cost nothing to choose."""
+    return np.resize(np.arange(num_instances), shape)
+
+
+def simulate(engine: Engine, trace: Trace, actions: NDArray[np.int64]) -> None:
+    """Run one whole trace until the cluster is dry."""
+    engine.reset(0, trace)
+    engine.run(actions)
+    engine.drain(0)
+
+
+def kernel_over_reference(bench: Bench) -> Iterator[Figure]:
+    """Measure both engines on the same requests and actions; their results must be equal."""
+    count = bench.size(2000, 60)
+    trace = loaded_trace(make_workload({"kind": "synthetic"}), bench.cluster, 0.7, count, bench.seed)
+    actions = round_robin(bench.cluster.num_instances, (1, count))
+    kernel, reference = (make_engine(name, bench.cluster, 1) for name in ("kernel", "reference"))
+    simulate(kernel, trace, actions)
+    fast, slow = [], []
+    for _ in range(bench.repeats):
+        slow.append(cpu_seconds(lambda: simulate(reference, trace, actions)))
+        fast.append(looped(lambda: simulate(kernel, trace, actions), bench.at_least_s))
+    if not np.array_equal(kernel.results(0), reference.results(0)):
+        raise RuntimeError("kernel and reference disagree: run the differential tests")
+    where = f"{bench.cluster.num_instances} instances, 70 % load"
+    ratios = [s / f for s, f in zip(slow, fast, strict=True)]
+    note = f"same {count:,} requests and actions, equal results"
+    yield Figure("kernel_over_reference", f"kernel over reference, {where}", "x", "higher", ratios, fast, 200.0, note)
+    rates = [count / s for s in slow]
+    yield Figure("reference_requests_per_s", f"reference engine, {where}", "requests/s", "higher", rates, slow)
+
+
+def requests_per_second(bench: Bench) -> Iterator[Figure]:
+    """Measure the kernel at three loads, and the growth of its cost with load and length of the trace."""
+    workload = make_workload({"kind": "synthetic"})
+    n = bench.cluster.num_instances
+    engine = make_engine("kernel", bench.cluster, 1)
+    count = bench.size(20_000, 200)
+    for load in (*LOADS, 0.9):
+        trace = loaded_trace(workload, bench.cluster, load, count, bench.seed)
+        cpu_s = _repeat_trace(bench, engine, trace)
+        iterations = int(engine.instance_stats(0)["iterations"].sum())
+        where, name = f"{n} instances, {load:.0%} load".replace("%", " %"), f"load_{round(100 * load)}"
+        floor = 1e6 if load in LOADS else None
+        rates = [count / s for s in cpu_s]
+        note = f"{count:,} requests: reset, run, drain"
+        yield Figure(
+            f"requests_per_s.{name}", f"simulated requests, {where}", "requests/s", "higher", rates, cpu_s, floor, note
+        )
+        rates = [iterations / s for s in cpu_s]
+        yield Figure(f"iterations_per_s.{name}", f"iterations, {where}", "iterations/s", "higher", rates, cpu_s)
+    for length in (1000, 10_000, 100_000, 1_000_000):
+        length = bench.size(length, length // 100)
+        trace = loaded_trace(workload, bench.cluster, 0.7, length, bench.seed)
+        cpu_s = _repeat_trace(bench, engine, trace)
+        costs = [1e6 * s / length for s in cpu_s]
+        title = f"cost per request, trace of {length:,}, 70 % load"
+        yield Figure(f"request_us.length_{length}", title, "us", "lower", costs, cpu_s)
+
+
+def _repeat_trace(bench: Bench, engine: Engine, trace: Trace) -> list[float]:
+    actions = round_robin(engine.num_instances, (1, len(trace)))
+    simulate(engine, trace, actions)
+    return [looped(lambda: simulate(engine, trace, actions), bench.at_least_s) for _ in range(bench.repeats)]
+
+
+def growth(bench: Bench) -> Iterator[Figure]:
+    """Measure how the cost of one decision, observation included, grows with the number of instances."""
+    sizes, batch = (8, 64, 512), bench.size(16, 2)
+    cost: dict[int, list[float]] = {}
+    cpu: dict[int, list[float]] = {}
+    for n in sizes:
+        steps = bench.size(16_000 // n, 4)
+        engine, actions = make_engine("kernel", bench.fleet(n), batch), round_robin(n, (steps, batch))
+        workload = make_workload({"kind": "synthetic"})
+        # The same number of requests for every instance, so that each N is measured in the same state.
+        traces = [
+            loaded_trace(workload, bench.fleet(n), 0.7, steps * 2 + n * bench.size(50, 1), seed)
+            for seed in range(batch)
+        ]
+        cpu[n] = [cpu_seconds_of_steps(engine, traces, actions) for _ in range(bench.repeats)]
+        cost[n] = [1e6 * s / actions.size for s in cpu[n]]
+        yield Figure(f"decision_us.n{n}", f"cost per decision, N = {n}, B = {batch}", "us", "lower", cost[n], cpu[n])
+    for small, large in itertools.pairwise(sizes):
+        exponents = [math.log(b / a) / math.log(large / small) for a, b in zip(cost[small], cost[large], strict=True)]
+        yield Figure(
+            f"growth_exponent.n{small}_n{large}", f"cost per decision ~ N^x, N = {small} to {large}", "x", "lower",
+            exponents, cpu[large], 1.0, "1: linear",
+        )  # fmt: skip
+
+
+def cpu_seconds_of_steps(engine: Engine, traces: list[Trace], actions: NDArray[np.int64]) -> float:
+    """Return CPU seconds of ``len(actions)`` steps of clusters that have been running for a while."""
+    for index, trace in enumerate(traces):
+        engine.reset(index, trace)
+    warm = len(traces[0]) - len(actions) - 1
+    engine.run(round_robin(engine.num_instances, (engine.batch, warm)))
+    return cpu_seconds(lambda: [engine.step(row) for row in actions])
+
+
+def compile_time(bench: Bench) -> Iterator[Figure]:
+    """Measure the first use of the kernel in a new process, with an empty cache and with a filled one."""
+    with tempfile.TemporaryDirectory() as folder:
+        cold = in_new_process(first_use_seconds, bench.cluster, NUMBA_CACHE_DIR=folder)
+        warm = [in_new_process(first_use_seconds, bench.cluster, NUMBA_CACHE_DIR=folder) for _ in range(bench.repeats)]
+    title = "first use of the kernel in a process"
+    yield Figure("compile_s.cold", f"{title}, empty cache", "s", "lower", [cold], [cold], note="measured once")
+    yield Figure("compile_s.warm", f"{title}, filled cache", "s", "lower", warm, warm)
+
+
+def first_use_seconds(cluster: ClusterSpec) -> float:
+    """Return the CPU seconds from asking for the engine to having used every part of it."""
+    start = time.process_time()
+    engine = make_engine("kernel", cluster, 1)
+    trace = make_workload({"kind": "synthetic"}).episode(np.random.default_rng(0), 10)
+    engine.reset(0, trace)
+    engine.step(np.zeros(1, np.int64))
+    engine.run(np.zeros((1, 9), np.int64))
+    engine.drain(0)
+    engine.results(0)
+    engine.instance_stats(0)
+    return time.process_time() - start
+
+
+def memory_per_environment(bench: Bench) -> Iterator[Figure]:
+    """Measure resident memory of started environments, as the difference between two batch sizes."""
+    small, large = bench.size(64, 4), bench.size(576, 20)
+    start = time.process_time()
+    sizes = [in_new_process(resident_bytes, bench.cluster, batch) for batch in (small, large)]
+    spent = time.process_time() - start
+    kib = (sizes[1] - sizes[0]) / (large - small) / 1024
+    yield Figure(
+        "memory_per_environment_kib", f"memory per environment, {bench.cluster.num_instances} instances, "
+        "1,000 requests", "KiB", "lower", [kib], [spent], 120.0,
+        f"resident memory of new processes after an episode, B = {large} minus B = {small}, requests included",
+    )  # fmt: skip
+
+
+def resident_bytes(cluster: ClusterSpec, batch: int) -> int:
+    """Return the resident memory after ``batch`` environments have run a whole episode."""
+    from fleetgym.envs.vector import RoutingVectorEnv
+
+    env = RoutingVectorEnv(batch, cluster=cluster, num_requests=1000)
+    env.reset(seed=0)
+    actions = round_robin(cluster.num_instances, (1000, batch))
+    for row in actions:
+        env.step(row)
+    return memory_bytes("VmRSS")
+
+
+def prefix_caching(bench: Bench) -> Iterator[Figure]:
+    """Measure the Mooncake trace, whose prompts share prefixes, with prefix caching on."""
+    try:
+        workload = make_workload({"kind": "mooncake"})
+        cluster = _with_prefix_caching(bench.cluster)
+        trace = loaded_trace(workload, cluster, 0.7, bench.size(1 << 30, 100) if bench.quick else None, bench.seed)
+    except UserError as error:
+        raise NotMeasuredError(str(error)) from None
+    engine = make_engine("kernel", cluster, 1)
+    cpu_s = _repeat_trace(bench, engine, trace)
+    hits = float(engine.results(0)["cached_tokens"].sum() / trace.requests["prompt_tokens"].sum())
+    rates = [len(trace) / s for s in cpu_s]
+    yield Figure(
+        "requests_per_s.prefix_caching", f"Mooncake trace with prefix caching, {cluster.num_instances} instances, "
+        "70 % load", "requests/s", "higher", rates, cpu_s, 0.5e6,
+        f"{len(trace):,} requests of {trace.requests['prompt_tokens'].mean():,.0f} prompt tokens, "
+        f"{100 * hits:.0f} % of them hit, round robin",
+    )  # fmt: skip
+
+
+def _with_prefix_caching(cluster: ClusterSpec) -> ClusterSpec:
+    groups: list[Any] = [replace(g, engine=replace(g.engine, enable_prefix_caching=True)) for g in cluster.instances]
+    return ClusterSpec(tuple(groups), cluster.name)
