@@ -1,0 +1,217 @@
+"""The recorder of ``vllm bench serve`` results, and the readers of measured folders with their errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleetgym.envs.cluster.spec import EngineArgs
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.workloads.capacity import find_kv_blocks, held_blocks, recorded_settings
+from fleetgym.envs.workloads.measured import MeasuredRun, read_measured
+from fleetgym.experiments import record_bench
+
+BENCH = {
+    "model_id": "meta-llama/Llama-3.1-8B",
+    "start_times": [100.5, 100.0, 101.0],
+    "input_lens": [30, 20, 40],
+    "output_lens": [3, 2, 0],
+    "ttfts": [0.25, 0.5, 0.0],
+    "itls": [[0.1, 0.2], [0.05], []],
+    "errors": ["", "", "timed out"],
+}
+
+
+def write_bench(path: Path, **changes: Any) -> Path:
+    path.write_text(json.dumps({k: v for k, v in {**BENCH, **changes}.items() if v is not ...}))
+    return path
+
+
+def write_folder(folder: Path, records: list[dict[str, Any]], **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "requests.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    return folder
+
+
+def plain(arrival_s: float = 0.0, **changes: Any) -> dict[str, Any]:
+    record = {"arrival_s": arrival_s, "prompt_tokens": 32, "output_tokens": 5, "ttft_s": 0.5, "e2e_s": 0.9, **changes}
+    return {name: value for name, value in record.items() if value is not ...}
+
+
+def stamped(request: int, arrival: float | None, queued: float, **changes: Any) -> dict[str, Any]:
+    record = {
+        "request_id": f"r{request}",
+        "input_toks": 32,
+        "output_toks": 5,
+        "arrival_time": arrival,
+        "queued_ts": queued,
+        "scheduled_ts": queued,
+        "first_token_ts": queued + 0.5,
+        "last_token_ts": queued + 0.9,
+    }
+    return {**record, **changes}
+
+
+def test_a_bench_result_becomes_a_measured_run_in_arrival_order(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code = record_bench.main(
+        [str(write_bench(tmp_path / "b.json")), str(folder), "max_num_seqs=8", "kv_cache_dtype=auto"]
+    )
+    assert code == 0
+    run = read_measured(folder)
+    np.testing.assert_allclose(run.arrival_s, [0.0, 0.5, 1.0])
+    assert run.trace.requests["prompt_tokens"].tolist() == [20, 30, 40]
+    assert run.finished.tolist() == [True, True, False]
+    np.testing.assert_allclose(run.latencies["ttft"], [0.5, 0.25, np.nan])
+    np.testing.assert_allclose(run.latencies["e2e"], [0.55, 0.55, np.nan])
+    np.testing.assert_allclose(run.latencies["tpot"], [0.05, 0.15, np.nan])
+    assert recorded_settings(run.meta) == {"max_num_seqs": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"itls": ...}, "itls: missing; run vllm bench serve with --save-detailed"),
+        ({"start_times": ...}, "start_times: missing; run vllm bench serve with a vLLM that records"),
+        ({"ttfts": [0.1]}, "lists of different lengths"),
+        ({name: [] for name in record_bench.LISTS}, "holds no request"),
+    ],
+)
+def test_a_result_without_the_per_request_lists_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    assert record_bench.main([str(write_bench(tmp_path / "b.json", **changes)), str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "requests.jsonl").exists()
+
+
+def test_a_setting_must_be_name_and_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert record_bench.main([str(write_bench(tmp_path / "b.json")), str(tmp_path / "run"), "eager"]) == 2
+    assert "'eager': must be name=value" in capsys.readouterr().err
+
+
+def test_both_forms_of_plain_latencies_mean_the_same(tmp_path: Path) -> None:
+    absolute = plain(7.0, ttft_s=..., e2e_s=..., first_token_s=7.5, finish_s=7.9)
+    left = read_measured(write_folder(tmp_path / "a", [plain(3.0), plain(4.0)]))
+    right = read_measured(write_folder(tmp_path / "b", [{**absolute, "arrival_s": 7.0}, plain(8.0)]))
+    for name, values in left.latencies.items():
+        np.testing.assert_allclose(values, right.latencies[name], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (plain(e2e_s=...), r"requests\.jsonl:2: e2e_s: missing"),
+        (plain(arrival_s=...), r"requests\.jsonl:2: arrival_s: missing"),
+        (plain(ttft_s=1.0), r"requests\.jsonl:2: ttft_s=1\.0, e2e_s=0\.9: must follow the arrival in this order"),
+        (plain(ttft_s="soon"), r"requests\.jsonl:2: ttft_s='soon': must be a finite number"),
+        (plain(ttft_s=None), r"requests\.jsonl:2: ttft_s=None: must be a finite number"),
+        (plain(output_tokens=0), r"requests\.jsonl:2: output_tokens=0: must be a whole number from 1"),
+        (plain(prefix_block_ids=["a"]), r"requests\.jsonl:2: prefix_block_ids="),
+    ],
+)
+def test_a_faulty_record_is_named_by_file_line_and_field(tmp_path: Path, record: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_measured(write_folder(tmp_path / "run", [plain(), record]))
+
+
+def test_a_folder_without_requests_or_without_a_finished_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"must be a folder with requests\.jsonl"):
+        read_measured(tmp_path)
+    with pytest.raises(UserError, match="holds no request"):
+        read_measured(write_folder(tmp_path / "empty", []))
+    with pytest.raises(UserError, match="no request ever finished"):
+        read_measured(write_folder(tmp_path / "none", [plain(ttft_s=None, e2e_s=None)]))
+
+
+def test_the_clocks_are_aligned_by_the_request_that_was_queued_at_once(tmp_path: Path) -> None:
+    records = [stamped(0, 1000.0, 50.3), stamped(1, 1001.0, 51.0), stamped(2, 1002.0, 52.2)]
+    run = read_measured(write_folder(tmp_path / "run", records))
+    np.testing.assert_allclose(run.arrival_s, [0.0, 1.0, 2.0])
+    np.testing.assert_allclose(run.latencies["ttft"], [0.8, 0.5, 0.7])
+    np.testing.assert_allclose(run.latencies["e2e"], [1.2, 0.9, 1.1])
+
+
+def test_a_failed_request_without_stamps_arrives_when_the_workload_says(tmp_path: Path) -> None:
+    records = [stamped(0, 1000.0, 50.0), stamped(1, None, 0.0), stamped(2, 1002.0, 52.0)]
+    records[1] |= dict.fromkeys(("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts"))
+    folder = write_folder(tmp_path / "run", records)
+    with pytest.raises(UserError, match=r"requests\.jsonl:2: arrival_time=null"):
+        read_measured(folder)
+    rows = [
+        {"request_id": f"r{i}", "arrival_s": i, "prompt_tokens": 32, "output_tokens": 5, "prefix_block_ids": [1, 2 + i]}
+        for i in range(3)
+    ]
+    (folder / "workload.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = read_measured(folder)
+    np.testing.assert_allclose(run.arrival_s, [0.0, 1.0, 2.0])
+    assert run.finished.tolist() == [True, False, True]
+    assert run.chains_known
+    assert run.trace.block_ids.tolist() == [1, 2, 1, 3, 1, 4]
+
+
+def test_a_workload_that_contradicts_the_requests_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "run", [stamped(0, 1000.0, 50.0)])
+    row = {"request_id": "r0", "arrival_s": 0.0, "prompt_tokens": 33, "output_tokens": 5}
+    (folder / "workload.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"input_toks=32, output_toks=5: workload\.jsonl says 33 and 5 for 'r0'"):
+        read_measured(folder)
+    (folder / "workload.jsonl").write_text(json.dumps({**row, "request_id": "other"}) + "\n")
+    with pytest.raises(UserError, match=r"request_id='r0': is not in workload\.jsonl"):
+        read_measured(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("meta_json", "{", "not JSON"),
+        ("meta_json", '{"engine_kwargs": 3}', "must be an object"),
+        ("timeseries_csv", "t,running\n1,2\n", "column 'waiting' is missing"),
+        ("timeseries_csv", "t,running,waiting\n1,2,many\n", "cannot be read as numbers"),
+    ],
+)
+def test_faulty_side_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_measured(write_folder(tmp_path / "run", [plain()], **{name: text}))
+
+
+def blocks_of(run: MeasuredRun, args: EngineArgs | None = None, **changes: Any) -> Any:
+    options: dict[str, Any] = {"given": None, "seqs_known": True, "catalogue_tokens": 1600, **changes}
+    return find_kv_blocks(run, args or EngineArgs(), options.pop("dp", 1), **options)
+
+
+def test_kv_blocks_come_from_the_user_then_the_record_then_an_estimate(tmp_path: Path) -> None:
+    meta = json.dumps({"kv_cache": {"num_gpu_blocks": 500, "block_size": 16}})
+    run = read_measured(write_folder(tmp_path / "run", [plain()], meta_json=meta))
+    assert blocks_of(run, given=77)[:2] == (77, "given")
+    assert blocks_of(run)[:2] == (500, "meta")
+    assert blocks_of(run, dp=2)[:2] == (250, "meta")
+    bare = read_measured(write_folder(tmp_path / "bare", [plain()]))
+    estimate = blocks_of(bare)
+    assert estimate[:2] == (100, "catalogue")
+    assert estimate.estimated
+    assert "ESTIMATED" in estimate.text
+
+
+def test_recorded_usage_gives_the_blocks(tmp_path: Path) -> None:
+    records = [plain(0.0, prompt_tokens=160, output_tokens=1, ttft_s=0.5, e2e_s=100.0) for _ in range(4)]
+    series = "t,running,waiting,kv_cache_pct\n" + "".join(f"{t},4,0,40.0\n" for t in range(1, 11))
+    run = read_measured(write_folder(tmp_path / "run", records, timeseries_csv=series))
+    assert held_blocks(run, np.array([0.0, 50.0, 101.0]), 16).tolist() == [0, 40, 0]
+    assert blocks_of(run)[:2] == (101, "kv_usage")  # 40 blocks are 40 % of 100, plus the null block
+
+
+def test_a_shared_prompt_block_is_held_once(tmp_path: Path) -> None:
+    chains = ([1, 2], [1, 3])
+    records = [plain(output_tokens=1, ttft_s=0.1, e2e_s=9.0, prefix_block_ids=chain) for chain in chains]
+    run = read_measured(write_folder(tmp_path / "run", records))
+    assert held_blocks(run, np.array([5.0]), 16).tolist() == [3]
+    assert held_blocks(run, np.array([5.0]), 32).tolist() == [2]
