@@ -114,6 +114,18 @@ def run_end_ns(trace: Trace, results: NDArray[np.void]) -> int:
     return max(last, int(trace.requests["arrival_ns"][-1]))
 
 
+def latencies(
+    trace: Trace, results: NDArray[np.void]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """TTFT, TPOT and E2E of each request in seconds, shape (R,) each, NaN where they do not exist."""
+    arrival, first_token = trace.requests["arrival_ns"], results["first_token_ns"]
+    finish = np.where(results["status"] == FINISHED, results["finish_ns"], -1)
+    outputs = trace.requests["output_tokens"].astype(np.float64)
+    after_first = np.where(outputs > 1, outputs - 1.0, np.nan)
+    tpot = np.where(first_token >= 0, _seconds(finish, first_token), np.nan) / after_first
+    return _seconds(first_token, arrival), tpot, _seconds(finish, arrival)
+
+
 def per_request(
     trace: Trace, results: NDArray[np.void], slo: Slo, *, end_ns: int | None = None
 ) -> dict[str, NDArray[Any]]:
@@ -138,12 +150,7 @@ def per_request(
         raise ValueError(f"results: {len(results)} rows for {len(rows)} requests")
     arrival = rows["arrival_ns"]
     finished = results["status"] == FINISHED
-    finish = np.where(finished, results["finish_ns"], -1)
-    outputs = rows["output_tokens"].astype(np.float64)
-    e2e = _seconds(finish, arrival)
-    ttft = _seconds(results["first_token_ns"], arrival)
-    after_first = np.where(outputs > 1, outputs - 1.0, np.nan)
-    tpot = np.where(results["first_token_ns"] >= 0, _seconds(finish, results["first_token_ns"]), np.nan) / after_first
+    ttft, tpot, e2e = latencies(trace, results)
     end = run_end_ns(trace, results) if end_ns is None else end_ns
     return {
         "request": np.arange(len(rows)),
@@ -159,7 +166,7 @@ def per_request(
         "tpot_s": tpot,
         "e2e_s": e2e,
         "e2e_penalised_s": np.where(finished, e2e, (end - arrival) * 1e-9),
-        "norm_latency_s_per_token": e2e / outputs,
+        "norm_latency_s_per_token": e2e / rows["output_tokens"],
         "slo_met": finished & slo_met(ttft, tpot, rows["prompt_tokens"], slo),
         "preemptions": results["preemptions"].copy(),
         "recomputed_tokens": results["recomputed_tokens"].copy(),

@@ -12,8 +12,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import SIGNAL_INDEX, TERM_NAMES, make_engine
-from fleetgym.envs.cluster.metrics import per_request
-from fleetgym.envs.cluster.requests import Trace
+from fleetgym.envs.cluster.metrics import latencies, slo_met
+from fleetgym.envs.cluster.requests import FINISHED, REJECTED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
@@ -211,14 +211,16 @@ class RoutingBatch:
         trace = self.traces[index]
         assert trace is not None
         self.engine.drain(index)
-        columns = per_request(trace, self.engine.results(index), self.config.slo)
+        results = self.engine.results(index)
+        ttft, tpot, e2e = latencies(trace, results)
+        met = slo_met(ttft, tpot, trace.requests["prompt_tokens"], self.config.slo) & (results["status"] == FINISHED)
         return {
-            "mean_ttft_s": _mean(columns["ttft_s"]),
-            "mean_tpot_s": _mean(columns["tpot_s"]),
-            "mean_e2e_s": _mean(columns["e2e_s"]),
-            "slo_attainment": float(columns["slo_met"].mean()),
-            "rejected": float((columns["status"] == "rejected").sum()),
-            "preemptions": float(columns["preemptions"].sum()),
+            "mean_ttft_s": _mean(ttft),
+            "mean_tpot_s": _mean(tpot),
+            "mean_e2e_s": _mean(e2e),
+            "slo_attainment": float(met.mean()),
+            "rejected": float(np.count_nonzero(results["status"] == REJECTED)),
+            "preemptions": float(results["preemptions"].sum()),
         }
 
 
