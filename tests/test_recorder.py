@@ -194,6 +194,11 @@ def test_kv_blocks_come_from_the_user_then_the_record_then_an_estimate(tmp_path:
     assert blocks_of(run, given=77)[:2] == (77, "given")
     assert blocks_of(run)[:2] == (500, "meta")
     assert blocks_of(run, dp=2)[:2] == (250, "meta")
+    for meta, blocks in (({"kv_blocks": 300}, 300), ({"engine_kwargs": {"num_gpu_blocks_override": 80}}, 80)):
+        other = read_measured(write_folder(tmp_path / f"run{blocks}", [plain()], meta_json=json.dumps(meta)))
+        assert blocks_of(other, dp=2)[:2] == (blocks, "meta")
+    tokens = read_measured(write_folder(tmp_path / "tokens", [plain()], meta_json='{"kv_cache_size_tokens": 1600}'))
+    assert blocks_of(tokens)[:2] == (100, "meta")
     bare = read_measured(write_folder(tmp_path / "bare", [plain()]))
     estimate = blocks_of(bare)
     assert estimate[:2] == (100, "catalogue")
@@ -206,7 +211,13 @@ def test_recorded_usage_gives_the_blocks(tmp_path: Path) -> None:
     series = "t,running,waiting,kv_cache_pct\n" + "".join(f"{t},4,0,40.0\n" for t in range(1, 11))
     run = read_measured(write_folder(tmp_path / "run", records, timeseries_csv=series))
     assert held_blocks(run, np.array([0.0, 50.0, 101.0]), 16).tolist() == [0, 40, 0]
-    assert blocks_of(run)[:2] == (101, "kv_usage")  # 40 blocks are 40 % of 100, plus the null block
+    assert blocks_of(run, catalogue_tokens=3200)[:2] == (
+        101,
+        "kv_usage",
+    )  # 40 blocks are 40 % of 100, and the null block
+    agreed = blocks_of(run, catalogue_tokens=1648)
+    assert agreed[:2] == (103, "catalogue")
+    assert "the run agrees: 101 by kv_usage" in agreed.text
 
 
 def test_a_shared_prompt_block_is_held_once(tmp_path: Path) -> None:

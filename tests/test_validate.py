@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fleetgym.envs.cluster.engine import make_engine
+from fleetgym.envs.cluster.latency import find_row, group_kv_capacity_tokens, group_latency
 from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import UserError
@@ -279,3 +280,29 @@ def test_real_runs_are_met_within_the_targets(data_path: Path, model: str, tier:
         error = errors[metric]["mean"]["error_pct"]
         assert error is not None
         assert abs(error) < limit, f"{metric}: {error:+.2f} %"
+
+
+def test_a_data_parallel_run_is_replayed_without_error(tmp_path: Path) -> None:
+    spec = InstanceSpec("RTXPRO6000", "Qwen3-30B-A3B-Instruct-2507", dp=2, engine=ARGS)
+    kwargs = {**ENGINE_KWARGS, "data_parallel_size": 2}
+    folder = write_run(tmp_path / "run", spec, blocks=2 * 900, kwargs=kwargs)
+    given = (f"measured={folder}", f"gpu={spec.gpu}", f"model={spec.model}", "engine=null")
+    replay = replay_of(folder, *given)
+    assert (replay.instance.dp, replay.kv.blocks, replay.engine) == (2, 900, "reference")
+    assert worst(replay) < 0.01
+    with pytest.raises(UserError, match=r"dp=1: meta\.json of the measured run says data_parallel_size=2"):
+        replay_of(folder, *given, "dp=1")
+
+
+def test_a_group_spreads_its_experts_over_all_its_gpus() -> None:
+    alone = find_row("RTXPRO6000", "Qwen3-30B-A3B-Instruct-2507", 1)
+    spread = find_row("RTXPRO6000", "Qwen3-30B-A3B-Instruct-2507", 2)
+    assert group_latency(alone, 1) == alone.latency
+    pair = group_latency(alone, 2)
+    assert (pair.moe_we_s, pair.moe_g_s_per_tok) == (spread.latency.moe_we_s, spread.latency.moe_g_s_per_tok)
+    assert (pair.w0_s, pair.kd_s_per_ctxtok) == (alone.latency.w0_s, alone.latency.kd_s_per_ctxtok)
+    assert group_latency(alone, 4).moe_we_s == alone.latency.moe_we_s / 4, "no row was measured: an equal share"
+    assert group_kv_capacity_tokens(alone, 2) == spread.kv_capacity_tokens // 2 > alone.kv_capacity_tokens
+    dense = find_row("RTXPRO6000", "Llama-3.1-8B", 1)
+    assert group_latency(dense, 2) == dense.latency
+    assert group_kv_capacity_tokens(dense, 2) == dense.kv_capacity_tokens

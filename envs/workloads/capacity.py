@@ -15,6 +15,11 @@ SAME_NAMES = (
     "max_num_batched_tokens", "max_num_seqs", "max_model_len", "block_size", "enable_prefix_caching",
     "async_scheduling", "scheduling_policy", "watermark", "reserve_full_prompt", "cuda_graph_padding",
 )  # fmt: skip
+TOTAL_NAMES = ("num_gpu_blocks",)
+RANK_NAMES = ("num_gpu_blocks_override", "kv_blocks", "num_kv_blocks", "kv_cache_blocks", "num_kv_cache_blocks")
+TOKEN_NAMES = ("kv_cache_size_tokens", "kv_cache_tokens", "kv_capacity_tokens")
+CATALOGUE_RULE = "what fits beside the weights at 0.9 memory utilisation"
+AGREEMENT = 0.03  # more than the estimates from the run were ever off where the number was known
 BOUND_SHARE = 0.95  # fewer running requests than this share of max_num_seqs, others waiting: the cache is full
 FULL_SHARE = 0.85
 MIN_TICKS, MIN_TICK_SHARE = 5, 0.1
@@ -70,18 +75,31 @@ def find_kv_blocks(
     """
     if given is not None:
         return KvBlocks(given, "given", "given as kv_blocks")
-    for name, per_rank in (("num_gpu_blocks", False), ("num_gpu_blocks_override", True), ("kv_blocks", True)):
-        value = _search(run.meta, name)
-        if value is not None:
-            # vLLM's front end sums the ranks' blocks of a data-parallel group.
-            return KvBlocks(value if per_rank else value // dp, "meta", f"recorded in meta.json ({name}={value})")
+    recorded = _recorded(run.meta, args, dp)
+    if recorded is not None:
+        return recorded
     estimate = _from_usage(run, args, dp)
     if estimate is None and dp == 1 and seqs_known:  # ranks fill up one by one, which their sums do not show
         estimate = _from_saturation(run, args)
-    if estimate is not None:
-        return estimate
     blocks = catalogue_tokens // args.block_size
-    return KvBlocks(blocks, "catalogue", "ESTIMATED from the catalogue: memory beside the weights at 0.9 utilisation")
+    if estimate is None:
+        return KvBlocks(blocks, "catalogue", f"ESTIMATED from the catalogue: {CATALOGUE_RULE}")
+    if abs(estimate.blocks / max(1, blocks) - 1.0) <= AGREEMENT:
+        text = f"ESTIMATED from the catalogue ({CATALOGUE_RULE}), and the run agrees: {estimate.blocks} by {estimate.source}"
+        return KvBlocks(blocks, "catalogue", text)
+    return estimate._replace(text=f"{estimate.text}; the catalogue says {blocks}")
+
+
+def _recorded(meta: Mapping[str, Any], args: EngineArgs, dp: int) -> KvBlocks | None:
+    """Look for a number of blocks, or of tokens that they hold."""
+    for name in (*TOTAL_NAMES, *RANK_NAMES, *TOKEN_NAMES):
+        value = _search(meta, name)
+        if value is not None:
+            # vLLM's front end sums the ranks' blocks of a data-parallel group.
+            blocks = value // dp if name in TOTAL_NAMES else value
+            blocks = value // args.block_size if name in TOKEN_NAMES else blocks
+            return KvBlocks(blocks, "meta", f"recorded in meta.json ({name}={value})")
+    return None
 
 
 def held_blocks(run: MeasuredRun, times_s: NDArray[np.float64], block_size: int) -> NDArray[np.int64]:
