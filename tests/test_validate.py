@@ -34,6 +34,7 @@ def requests(count: int = 60, seed: int = 0) -> Trace:
     """Overload, with prompts that share their beginning."""
     rng = np.random.default_rng(seed)
     arrival = np.cumsum(rng.integers(1, 100_000_000, count))
+    arrival -= arrival[0]  # a data-parallel balancer counts its 100 ms from there
     prompts = rng.integers(40, 900, count)
     chains = [np.r_[np.arange(2), 1000 * i + np.arange(2, n // 16)] for i, n in enumerate(prompts)]
     return make_trace(
