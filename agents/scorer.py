@@ -8,7 +8,7 @@ in any language. The critic has layers of its own over the same inputs and stays
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,9 @@ class RowScorer(nn.Module):
         self.mix = nn.Linear(hidden, hidden)
         self.pool = nn.Linear(hidden, hidden, bias=False)
         self.score = nn.Linear(hidden, 1, bias=False)  # a bias would change no decision
-        self.critic_row = nn.Linear(num_features, hidden)
+        # The critic also sees every feature on a linear scale: a backlog costs by its sum over the fleet, and the
+        # mean of logarithms is smaller for a backlog on one instance than for the same one spread out.
+        self.critic_row = nn.Linear(2 * num_features, hidden)
         self.critic_mix = nn.Linear(hidden + 1, hidden)
         # In the weights, so that a checkpoint says by itself what it computes.
         self.register_buffer("uses_tanh", torch.tensor(activation == "tanh"))
@@ -61,7 +63,7 @@ class RowScorer(nn.Module):
         """Return logits (B, N) and the critic's latent (B, hidden) of raw observations (B, N, F)."""
         available = is_available(observation)
         x = self.transform(observation)
-        return self._logits(x, available), self._latent(x, available)
+        return self._logits(x, available), self._latent(self._both_scales(observation, x), available)
 
     def forward_actor(self, observation: Tensor) -> Tensor:
         """Return the logits, shape (B, N)."""
@@ -69,11 +71,15 @@ class RowScorer(nn.Module):
 
     def forward_critic(self, observation: Tensor) -> Tensor:
         """Return the critic's latent, shape (B, hidden)."""
-        return self._latent(self.transform(observation), is_available(observation))
+        x = self._both_scales(observation, self.transform(observation))
+        return self._latent(x, is_available(observation))
 
     def scores(self, observation: Tensor, mask: Tensor) -> Tensor:
         """Return the scores before any masking; the mean goes over ``mask``, as in the exported policy."""
         return self._scores(self.transform(observation), mask)
+
+    def _both_scales(self, observation: Tensor, x: Tensor) -> Tensor:
+        return torch.cat((x, self.transform.linear(observation)), dim=-1)
 
     def _scores(self, x: Tensor, available: Tensor) -> Tensor:
         h = self.act(self.row(x))
@@ -104,6 +110,18 @@ def _mean(h: Tensor, available: Tensor) -> Tensor:
     return (h * weight[..., None]).sum(dim=1) / weight.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
+class ScaledLinear(nn.Linear):
+    """A linear layer whose output is multiplied by a constant."""
+
+    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__(in_features, out_features)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``scale * (W x + b)``."""
+        return super().forward(x) * self.scale
+
+
 class RowExtractor(BaseFeaturesExtractor):
     """Hands the rows on as they are, (B, N, F): `RowScorer` transforms them."""
 
@@ -125,6 +143,14 @@ class _ScorerMixin:
     hidden : int
         Width of the layers.
     activation : {"relu", "tanh"}
+    prior : mapping of str to float
+        What the untrained policy does: its score starts as this weighted sum of network inputs, e.g.
+        ``{"in_flight_requests": -20}`` for a soft least-in-flight. Each takes one hidden unit, and all of
+        it is trained. From a uniform start most of a short training goes into finding out about queues.
+    value_scale : float
+        Typical size of a return, by which the critic's output is multiplied. With ``vf_coef`` divided by
+        its square this equals dividing rewards by it: otherwise the critic's gradient drowns the actor's
+        when both are clipped together.
     """
 
     any_num_instances = True
@@ -138,6 +164,8 @@ class _ScorerMixin:
         features: Sequence[str] = (),
         hidden: int = 32,
         activation: str = "relu",
+        prior: Mapping[str, float] | None = None,
+        value_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if len(features) != observation_space.shape[-1]:
@@ -146,30 +174,50 @@ class _ScorerMixin:
             raise UserError(f"policy_kwargs.hidden={hidden}: must be at least 1")
         if activation not in _ACTIVATIONS:
             raise UserError(f"policy_kwargs.activation={activation!r}: unknown{did_you_mean(activation, _ACTIVATIONS)}")
+        for name in prior or ():
+            if name not in features:
+                raise UserError(f"policy_kwargs.prior: {name!r} is no column{did_you_mean(name, features)}")
+        if len(prior or ()) > hidden:
+            raise UserError(f"policy_kwargs.prior: {len(prior or ())} features need as many of {hidden} hidden units")
+        if not value_scale > 0:
+            raise UserError(f"policy_kwargs.value_scale={value_scale}: must be positive")
+        self.prior, self.value_scale = dict(prior or {}), float(value_scale)
         self.scorer_kwargs = {"features": tuple(features), "hidden": hidden, "activation": activation}
         kwargs |= {"features_extractor_class": RowExtractor, "net_arch": []}
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]
-        return parameters | self.scorer_kwargs
+        return parameters | self.scorer_kwargs | {"prior": self.prior, "value_scale": self.value_scale}
 
     def _build(self, lr_schedule: Schedule) -> None:
         """Create networks and optimizer, initialised as SB3 does."""
         self.mlp_extractor = net = RowScorer(**self.scorer_kwargs)  # type: ignore[arg-type]
         self.action_net = nn.Identity()
-        self.value_net = nn.Linear(net.critic_mix.out_features, 1)
+        self.value_net = ScaledLinear(net.critic_mix.out_features, 1, self.value_scale)
         if self.ortho_init:  # type: ignore[attr-defined]
             hidden_layers = (net.row, net.mix, net.pool, net.critic_row, net.critic_mix)
             gains = dict.fromkeys(hidden_layers, float(np.sqrt(2))) | {net.score: 0.01, self.value_net: 1.0}
             for layer, gain in gains.items():
                 self.init_weights(layer, gain)  # type: ignore[attr-defined]
+        self._start_from_prior()
         parameters = self.parameters()  # type: ignore[attr-defined]
         self.optimizer = self.optimizer_class(  # type: ignore[attr-defined]
             parameters,
             lr=lr_schedule(1),
             **self.optimizer_kwargs,  # type: ignore[attr-defined]
         )
+
+    def _start_from_prior(self) -> None:
+        """Let hidden unit i carry feature i of the prior from input to score."""
+        net, features = self.mlp_extractor, list(self.scorer_kwargs["features"])  # type: ignore[call-overload]
+        with torch.no_grad():
+            for unit, (name, weight) in enumerate(self.prior.items()):
+                for layer in (net.row, net.mix, net.pool):
+                    layer.weight[unit] = 0.0
+                net.row.weight[unit, features.index(name)] = 1.0
+                net.mix.weight[unit, unit] = 1.0
+                net.score.weight[0, unit] = weight
 
     def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the score of each instance as the exported policy computes it, masked or not.

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from fleetgym.baselines import make_heuristic
 from fleetgym.baselines.base import Columns
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import DEFAULT_FEATURES, SCHEMA_VERSION, select
+from fleetgym.experiments.export import evaluation_rows
 
 
 @pytest.fixture(scope="module")
@@ -275,5 +277,43 @@ def test_bundle_is_a_policy_of_the_gym(bundle: Path, tmp_path: Path) -> None:
     policy.reset([0, 1], 3)
     observation, mask = observations(2, 3)
     np.testing.assert_array_equal(policy.act(observation, mask), load(bundle).act(observation, mask))
-    with pytest.raises(UserError, match="bundle=.*not a readable folder"):
+    with pytest.raises(UserError, match=r"bundle=.*not a readable folder"):
         BundlePolicy(tmp_path / "none")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fleetgym.experiments.cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_commands_export_verify_and_tell_a_changed_decision(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    done = run(tmp_path, "export", "policy=vllm_dp", f"bundle={target}")
+    assert done.returncode == 0, done.stderr
+    assert str(target) in done.stdout
+    done = run(tmp_path, "export-verify", f"bundle={target}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["passed"] is True
+    tensors = {k: v.copy() for k, v in safetensors.numpy.load_file(target / PARITY).items()}
+    tensors["n3.action"] = (tensors["n3.action"] + 1) % 3
+    safetensors.numpy.save_file(tensors, target / PARITY)
+    done = run(tmp_path, "export-verify", f"bundle={target}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "SHA-256" in done.stderr or "bytes" in done.stderr
+    reseal(target)
+    done = run(tmp_path, "export-verify", f"bundle={target}")
+    assert done.returncode == 1
+    assert "an action differs" in done.stderr
+
+
+def test_model_card_takes_the_rows_of_a_leaderboard(bundle: Path, tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard.json"
+    entry = {"place": 1, "policy": "ppo", "kind": "learned", "main": {"estimate": 4.5, "low": 4.1, "high": 4.8}}
+    board.write_text(json.dumps({"main_metric": "e2e_s.mean", "seeds": [0, 1, 2], "entries": [entry]}))
+    source = dataclasses.replace(from_heuristic("least_kv"), evaluation=evaluation_rows(board))
+    readme = (write_bundle(tmp_path / "b", source) / "README.md").read_text()
+    assert "| 1 | ppo | learned | 4.5 | 4.1 | 4.8 | 3 |" in readme
+    board.write_text("[1]")
+    with pytest.raises(UserError, match="not what `fleetgym leaderboard` writes"):
+        evaluation_rows(board)

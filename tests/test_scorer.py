@@ -116,9 +116,34 @@ def test_greedy_action_is_the_best_score_even_when_probabilities_round_to_equal(
     np.testing.assert_array_equal(model.predict(observation, deterministic=True)[0], scores.argmax(axis=1))
 
 
+def test_training_starts_from_the_prior() -> None:
+    prior = {"in_flight_requests": -2000.0, "kv_usage": -1.0}
+    model = PPO(ScorerPolicy, Noise(), policy_kwargs=KWARGS | {"prior": prior}, seed=0)
+    observation, mask = observations(100, NUM_INSTANCES)
+    observation[..., 0] = np.random.default_rng(1).permuted(np.arange(100 * NUM_INSTANCES) % 50).reshape(100, -1) + 1
+    in_flight = np.where(mask, observation[..., 0], np.inf)
+    action, _ = model.predict(observation * mask[..., None], deterministic=True)
+    np.testing.assert_array_equal(in_flight[np.arange(100), action], in_flight.min(axis=1))
+
+
+def test_value_scale_multiplies_the_critic_alone() -> None:
+    observation = torch.as_tensor(observations(5, NUM_INSTANCES)[0])
+    one, ten = (
+        PPO(ScorerPolicy, Noise(), policy_kwargs=KWARGS | {"value_scale": scale}, seed=0).policy
+        for scale in (1.0, 10.0)
+    )
+    torch.testing.assert_close(ten.predict_values(observation), 10 * one.predict_values(observation))
+    torch.testing.assert_close(
+        ten.mlp_extractor.forward_actor(observation), one.mlp_extractor.forward_actor(observation)
+    )
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"prior": {"in_flight": 1.0}}, "prior: 'in_flight' is no column; did you mean in_flight_requests"),
+        ({"prior": dict.fromkeys(DEFAULT_FEATURES, 1.0)}, "15 features need as many of 8 hidden units"),
+        ({"value_scale": 0.0}, "value_scale=0.0: must be positive"),
         ({"activation": "gelu"}, "policy_kwargs.activation='gelu'"),
         ({"hidden": 0}, "policy_kwargs.hidden=0"),
         ({"features": ("kv_usage",)}, "the observation has 15 columns"),
