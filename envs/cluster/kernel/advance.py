@@ -7,8 +7,10 @@ from typing import Any
 from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import enqueue
 from fleetgym.envs.cluster.kernel.lockstep import INDEX_BITS, class_at, retire
-from fleetgym.envs.cluster.kernel.schedule import count_blocks, gap_bin, schedule, update
+from fleetgym.envs.cluster.kernel.schedule import schedule
 from fleetgym.envs.cluster.kernel.state import EMPTY, NEVER, NONE, WAITING, Unit
+from fleetgym.envs.cluster.kernel.tokens import count_blocks
+from fleetgym.envs.cluster.kernel.update import gap_bin, update
 
 
 @large

@@ -10,6 +10,7 @@ from fleetgym.envs.cluster.kernel.blocks import clear_pool
 from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.state import NEVER, NONE, REFUSED, Array, State, Unit
 
+
 @functools.partial(jit, inline="always")
 def unit(st: State, b: int, i: int) -> Unit:
     """What the scheduler of instance ``i`` of cluster ``b`` works on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -184,9 +183,7 @@ class KernelEngine(Engine):
         allowed = np.flatnonzero(self.state.inst[code]["available"])
         left = int(self.state.env[code]["requests"] - self.pending[code])
         bad = next(int(action) for action in actions[code, :left] if action not in allowed)
-        raise UserError(
-            f"action={bad} of cluster {code}: no such instance is available (allowed: {allowed.tolist()})"
-        )
+        raise UserError(f"action={bad} of cluster {code}: no such instance is available (allowed: {allowed.tolist()})")
 
     def _raise_livelock(self, index: int, instance: int, what: str) -> None:
         row = self.state.inst[index, instance]
@@ -245,20 +242,20 @@ class KernelEngine(Engine):
     def snapshot(self, index: int) -> dict[str, NDArray[Any]]:
         """Return cluster ``index``'s full state as plain arrays, for `restore`."""
         count = self._check_started(index)
-        rows = {name: getattr(self.state, name)[index] for name in State._fields if name not in SHARED}
+        place = slice(index, index + 1)
+        rows = {name: getattr(self.state, name)[place] for name in State._fields if name not in SHARED}
         for name in ("req", "chain"):
-            rows[name] = rows[name][:count]
-        return {name: np.array(row) for name, row in rows.items()}
+            rows[name] = rows[name][:, :count]
+        return {name: row.copy() for name, row in rows.items()}
 
     def restore(self, index: int, state: Mapping[str, NDArray[Any]]) -> None:
         """Put cluster ``index`` back into a state of `snapshot`; what follows is the same, bit for bit."""
-        self._make_room(**{name: len(state[name]) for name in ("req", "chain", "table", "ids")})
+        self._make_room(**{name: state[name].shape[1] for name in ("req", "chain", "table", "ids")})
         for name, row in state.items():
-            target = getattr(self.state, name)
-            if row.ndim == 0:
-                target[index] = row
-            else:
-                target[index, : len(row)] = row
+            target = getattr(self.state, name)[index : index + 1]
+            if row.ndim > 1:
+                target = target[:, : row.shape[1]]
+            target[...] = row
 
 
 def _spec_row(spec: InstanceSpec) -> tuple[float, ...]:

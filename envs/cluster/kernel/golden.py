@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from fleetgym.envs.cluster.golden import Case, Counts, Step, case_args, case_request
-from fleetgym.envs.cluster.kernel import cluster, schedule
+from fleetgym.envs.cluster.kernel import cluster, schedule, update
 from fleetgym.envs.cluster.kernel.engine import KernelEngine
 from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.lists import enqueue
-from fleetgym.envs.cluster.kernel.state import WAITING, Array, State
+from fleetgym.envs.cluster.kernel.state import FINISH, WAITING, Array, State
+from fleetgym.envs.cluster.kernel.tokens import ADMITTED, PREEMPTED, computed_tokens
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec
@@ -56,9 +57,9 @@ class KernelReplay:
         compose(self._state)
         length = int(self._state.journal[0, 0])
         journal = self._state.journal[0, 1 : 1 + length].reshape(-1, 3).tolist()
-        hits = [[request, tokens] for kind, request, tokens in journal if kind == schedule.ADMITTED and tokens]
-        preempted = [[request, tokens] for kind, request, tokens in journal if kind == schedule.PREEMPTED]
-        before.update({request: tokens for request, tokens in hits})
+        hits = [[request, tokens] for kind, request, tokens in journal if kind == ADMITTED and tokens]
+        preempted = [[request, tokens] for kind, request, tokens in journal if kind == PREEMPTED]
+        before.update(dict(hits))
         computed = self._computed()
         gained = {request: tokens - before.get(request, 0) for request, tokens in computed.items()}
         return Step([[request, tokens] for request, tokens in gained.items() if tokens], hits, preempted)
@@ -104,11 +105,11 @@ def give_back(st: State, out: Array) -> Any:
     r = u.inst["head"][slot]
     while r >= 0:
         link = u.req[r]["link"][slot]
-        if link & schedule.FINISH:
+        if link & FINISH:
             out[count] = r
             count += 1
         r = (link >> 2) - 1
-    schedule.update(u)
+    update.update(u)
     return count
 
 
@@ -120,7 +121,7 @@ def list_running(st: State, out: Array) -> Any:
     r = u.inst["run_head"]
     while r >= 0:
         out[count, 0] = r
-        out[count, 1] = schedule.computed_tokens(u, r)
+        out[count, 1] = computed_tokens(u, r)
         count += 1
         r = u.req[r]["next"]
     return count

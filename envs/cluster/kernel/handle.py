@@ -11,13 +11,16 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fleetgym.envs.cluster.kernel import cluster
 from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.state import BLOCK, CHAIN, CLUSTER, INSTANCE, REQUEST, SPEC, Array, State
+
+carray: Any = numba.carray  # type: ignore[attr-defined]
+NO_JIT = bool(getattr(numba.config, "DISABLE_JIT", False))
 
 FLOAT, INT, INT32, UINT32, BOOL, FLOAT32 = (
     np.dtype(name) for name in ("f8", "i8", "i4", "u4", "?", "f4")
@@ -26,7 +29,7 @@ FLOAT, INT, INT32, UINT32, BOOL, FLOAT32 = (
 
 def make_handle(state: State) -> Any:
     """Describe ``state`` for the functions below; it must outlive the handle."""
-    if numba.config.DISABLE_JIT:
+    if NO_JIT:
         return state
     handle = np.ones((len(state), 4), np.int64)
     for entry, array in zip(handle, state, strict=True):
@@ -39,12 +42,16 @@ def make_handle(state: State) -> Any:
 counted = functools.partial(jit, _nrt=True)  # functions that make arrays need reference counts
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _pointer(context: Any, address: Any) -> Any:
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
+def _generate_pointer(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    return builder.inttoptr(args[0], cgutils.voidptr_t)
 
-    return types.voidptr(types.int64), generate
+
+def _type_pointer(_context: Any, address: Any) -> Any:
+    """Make a pointer of an address."""
+    return types.voidptr(types.int64), _generate_pointer
+
+
+_pointer: Any = intrinsic(_type_pointer)
 
 
 @counted
@@ -63,7 +70,7 @@ def _three(h: Array, k: int, dtype: Any) -> Array:
 
 
 @counted
-def _open(h: Array) -> State:
+def _open_compiled(h: Array) -> State:
     return State(
         req=_two(h, 0, REQUEST),
         inst=_two(h, 1, INSTANCE),
@@ -92,10 +99,7 @@ def _open(h: Array) -> State:
     )
 
 
-if numba.config.DISABLE_JIT:
-
-    def _open(h: Any) -> State:  # type: ignore[misc]
-        return h  # type: ignore[no-any-return]
+_open = (lambda state: state) if NO_JIT else _open_compiled
 
 
 @counted

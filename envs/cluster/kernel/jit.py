@@ -19,18 +19,26 @@ import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), *sorted(Path(__file__).parent.parent.glob("*.py")))
+HERE = Path(__file__).parent
+SOURCES = (*sorted(HERE.glob("*.py")), *sorted(HERE.parent.glob("engine.py")))
 
 
 @functools.cache
-def cache_folder() -> str:
-    """Folder for compiled code: ``$NUMBA_CACHE_DIR`` or the user's cache folder, then one folder per version."""
+def cache_folder() -> str | None:
+    """Folder for compiled code, one per version of it; None where none can be written (then nothing is kept).
+
+    It lies in ``$NUMBA_CACHE_DIR`` or the user's cache folder.
+    """
     digest = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version}".encode())
     for source in SOURCES:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = Path(os.environ.get("NUMBA_CACHE_DIR") or default)
-    return str(root / "fleetgym" / digest.hexdigest()[:16])
+    try:
+        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(os.environ.get("NUMBA_CACHE_DIR") or default) / "fleetgym" / digest.hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return str(folder) if os.access(folder, os.W_OK) else None
 
 
 def jit(function: Function, **options: object) -> Function:
@@ -44,13 +52,16 @@ def jit(function: Function, **options: object) -> Function:
     options
         For `numba.njit`, instead of these.
     """
-    options = {"_nrt": False, "forceinline": True, **options}
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = cache_folder()
+    folder = cache_folder()
+    options = {"_nrt": False, "forceinline": True, "cache": folder is not None, **options}
+    config: Any = numba.config
+    decorate: Any = numba.njit
+    before = config.CACHE_DIR
+    config.CACHE_DIR = folder or before  # read while decorating
     try:
-        compiled: Function = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        compiled: Function = decorate(nogil=True, error_model="numpy", **options)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
     return compiled
 
 

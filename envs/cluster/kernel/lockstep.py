@@ -41,8 +41,8 @@ def enter(u: Unit, r: int) -> None:
     row["sampled"] -= inst["clock"]
     row["state"] = DECODE
     u.classes[block_class(u, r)] += 1
-    finish_clock = row["output"] - row["sampled"]
-    heap_push(u.heap, inst["heap"], (finish_clock << INDEX_BITS) | r)
+    finish_clock = int(row["output"]) - int(row["sampled"])
+    heap_push(u.heap, inst["heap"], (finish_clock << INDEX_BITS) | int(r))
     inst["heap"] += 1
     inst["n"] += 1
 

@@ -1,0 +1,116 @@
+"""One ``update()`` call of the kernel: an iteration returns its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fleetgym.envs.cluster.engine import EWMA_WEIGHT
+from fleetgym.envs.cluster.kernel.blocks import register_up_to
+from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.lists import running_remove, waiting_remove
+from fleetgym.envs.cluster.kernel.lockstep import tokens_in_flight
+from fleetgym.envs.cluster.kernel.state import DECODE, DONE, EMPTY, FINISH, TOKEN, WAITING, Unit
+from fleetgym.envs.cluster.kernel.tokens import computed_tokens, count_blocks, give_blocks
+
+
+@jit
+def update(u: Unit) -> None:
+    """Return the tokens of the oldest iteration in flight, at its end."""
+    inst, req = u.inst, u.req
+    slot = inst["front"]
+    end = inst["end_ns"][slot]
+    inst["front"] = slot ^ (u.spec["depth"] - 1)
+    inst["flight"] -= 1
+    if end == EMPTY:
+        return
+    count_blocks(u, end)
+    bulk = inst["bulk"][slot]
+    inst["busy_ns"] += end - inst["start_ns"][slot]
+    inst["iterations"] += 1
+    inst["prefill_tokens"] += inst["prefill"][slot]
+    inst["decode_tokens"] += inst["decodes"][slot]
+    inst["streamed"] += bulk
+    if bulk > 0:
+        u.gaps[gap_bin(end - inst["returned_ns"])] += bulk
+        inst["stall"] = 0
+    inst["returned_ns"] = end
+    r = inst["head"][slot]
+    while r >= 0:
+        link = req[r]["link"][slot]
+        req[r]["link"][slot] = 0
+        if u.spec["caching"]:
+            register_returned(u, slot, r)
+        if link & TOKEN:
+            give_token(u, r, end)
+        if link & FINISH:
+            finish(u, r, end)
+        r = (link >> 2) - 1
+
+
+@jit
+def register_returned(u: Unit, slot: int, r: int) -> None:
+    """Register the blocks of a running request whose token has come back, as far as its tokens are known."""
+    row = u.req[r]
+    if row["state"] == WAITING:
+        return
+    in_flight = row["link"][slot ^ 1] != 0
+    if row["state"] == DECODE:
+        in_flight = tokens_in_flight(u)
+    register_up_to(u, r, computed_tokens(u, r) - in_flight)
+
+
+@jit
+def give_token(u: Unit, r: int, now: int) -> None:
+    """Return one token to a request."""
+    inst, row = u.inst, u.req[r]
+    inst["stall"] = 0
+    inst["streamed"] += 1
+    if row["first_token_ns"] >= 0:
+        u.gaps[gap_bin(now - row["last_token_ns"])] += 1
+        row["last_token_ns"] = now
+        return
+    row["first_token_ns"] = row["last_token_ns"] = now
+    inst["awaiting"] -= 1
+    inst["awaiting_tokens"] -= row["prompt"]
+    u.env["awaiting"] -= 1
+    u.env["awaiting_moment"] -= now
+    ttft_s = (now - row["arrival_ns"]) * 1e-9
+    ewma = inst["ttft_ewma_s"]
+    inst["ttft_ewma_s"] = ttft_s if ewma < 0.0 else ewma + EWMA_WEIGHT * (ttft_s - ewma)
+
+
+@jit
+def finish(u: Unit, r: int, now: int) -> None:
+    """Take a request that has all its tokens out of the instance."""
+    inst, env, row = u.inst, u.env, u.req[r]
+    if row["state"] == WAITING:  # preempted while its last token was in flight
+        waiting_remove(u, r)
+    else:
+        give_blocks(u, r, computed_tokens(u, r))
+        running_remove(u, r)
+    inst["blocked"] = 0
+    row["last_token_ns"] = now
+    inst["finished"] += 1
+    inst["in_flight"] -= 1
+    inst["prompt_tokens"] -= row["prompt"]
+    inst["output_tokens"] -= row["output"]
+    inst["streamed"] -= row["output"]
+    env["unfinished"] -= 1
+    env["unfinished_moment"] -= now
+    env["finished"] += 1
+    first, output = row["first_token_ns"], row["output"]
+    ttft_s = (first - row["arrival_ns"]) * 1e-9
+    tpot_s = (now - first) * 1e-9 / (output - 1) if output > 1 else 0.0
+    limit_s = u.slo[0] + u.slo[1] * row["prompt"] / 1000
+    env["slo_met"] += ttft_s <= limit_s and tpot_s <= u.slo[2]
+    row["state"] = DONE
+
+
+@jit
+def gap_bin(gap_ns: int) -> Any:
+    """As `fleetgym.envs.cluster.engine.gap_bin`."""
+    shift = 0
+    for width in (32, 16, 8, 4, 2, 1):
+        if gap_ns >> (shift + width) >= 64:
+            shift += width
+    return shift * 64 + (gap_ns >> shift)

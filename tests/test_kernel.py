@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleetgym.envs.cluster.engine import GAP_BINS, gap_bin, make_engine
+from fleetgym.envs.cluster.golden import replay_file
+from fleetgym.envs.cluster.kernel import KernelEngine, jit, update
+from fleetgym.envs.cluster.kernel.golden import KernelReplay
+from fleetgym.envs.cluster.latency import LatencyModel
+from fleetgym.envs.cluster.requests import REJECTED, Trace, make_trace
+from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
+from fleetgym.envs.errors import LivelockError, UserError
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "data" / "golden_public.jsonl.gz"
+
+
+def cluster(count: int = 3, **args: object) -> ClusterSpec:
+    engine = EngineArgs(**{"num_gpu_blocks": 60, "block_size": 16, **args})  # type: ignore[arg-type]
+    model = LatencyModel(w0_s=0.01, w1_s_per_tok=1e-5, c1_s_per_tok=1e-4, kd_s_per_ctxtok=1e-7, a_s_per_pair=1e-9)
+    return ClusterSpec((InstanceSpec("any", "any", count=count, engine=engine, latency=model),))
+
+
+def trace(seed: int = 0, count: int = 60, gap_ms: float = 20.0) -> Trace:
+    rng = np.random.default_rng(seed)
+    chains = [np.arange(rng.integers(8)) for _ in range(count)]
+    return make_trace(
+        (np.cumsum(rng.exponential(gap_ms, count)) * 1e6).astype(np.int64),
+        rng.integers(1, 250, count),
+        rng.integers(1, 80, count),
+        priority=rng.integers(0, 3, count),
+        chains=chains,
+    )
+
+
+def play(engine: KernelEngine, actions: np.ndarray) -> list[np.ndarray]:
+    """Step through all actions (B, K) and drain; everything seen on the way."""
+    seen = []
+    for k in range(actions.shape[1]):
+        engine.step(actions[:, k])
+        seen += [engine.obs.copy(), engine.mask.copy(), engine.terms.copy()]
+    for index in range(engine.batch):
+        engine.drain(index)
+        seen += [engine.results(index), engine.instance_stats(index), engine.gap_histogram(index)]
+    return seen
+
+
+def equal(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
+    return len(left) == len(right) and all((a == b).all() for a, b in zip(left, right, strict=True))
+
+
+def test_every_recorded_schedule_matches_in_every_step():
+    report = replay_file(GOLDEN, KernelReplay)
+    assert report.failures == []
+    assert (report.matched, report.total, report.skipped) == (150, 150, 0)
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_a_restored_snapshot_goes_on_bit_for_bit(caching):
+    spec = cluster(enable_prefix_caching=caching, scheduling_policy="priority")
+    actions = np.random.default_rng(1).integers(0, 3, (1, 60))
+    engine = KernelEngine(spec)
+    engine.reset(0, trace())
+    engine.run(actions[:, :30])
+    state = engine.snapshot(0)
+    before = engine.obs.copy()
+    expected = play(engine, actions[:, 30:])
+    engine.restore(0, state)
+    assert (engine.obs == before).all()
+    assert equal(play(engine, actions[:, 30:]), expected)
+    other = KernelEngine(spec, 2)  # another engine, another place in the batch, less room
+    other.restore(1, state)
+    other.reset(0, trace(1, 30))
+    both = np.concatenate([actions[:, :30], actions[:, 30:]])
+    seen = play(other, both)
+    assert equal(seen[-3:], expected[-3:])
+
+
+def test_a_snapshot_is_not_touched_by_what_follows():
+    engine = KernelEngine(cluster())
+    engine.reset(0, trace())
+    state = engine.snapshot(0)
+    copies = {name: row.copy() for name, row in state.items()}
+    engine.run(np.zeros((1, 60), np.int64))
+    assert all((state[name] == row).all() for name, row in copies.items())
+
+
+def test_results_do_not_depend_on_the_batch():
+    spec = cluster(scheduling_policy="priority")
+    actions = np.random.default_rng(1).integers(0, 3, (4, 60))
+    together = KernelEngine(spec, 4)
+    for index in range(4):
+        together.reset(index, trace(index, 40 + 5 * index))
+    rows = play(together, actions)[-12:]
+    for index in range(4):
+        alone = KernelEngine(spec)
+        alone.reset(0, trace(index, 40 + 5 * index))
+        assert equal(play(alone, actions[[index]])[-3:], rows[3 * index : 3 * index + 3])
+
+
+def test_a_second_episode_starts_from_nothing():
+    actions = np.random.default_rng(1).integers(0, 3, (1, 60))
+    engine = KernelEngine(cluster(enable_prefix_caching=True))
+    runs = []
+    for _ in range(2):
+        engine.reset(0, trace())
+        runs.append(play(engine, actions))
+    assert equal(*runs)
+
+
+def test_a_request_that_can_never_fit_is_rejected():
+    engine = KernelEngine(cluster(num_gpu_blocks=4))
+    engine.reset(0, make_trace(np.arange(2), np.array([48, 40]), np.array([1, 8])))
+    engine.run(np.zeros((1, 2), np.int64))
+    engine.drain(0)
+    assert engine.results(0)["status"].tolist() == [REJECTED, 1]
+
+
+@pytest.mark.parametrize("action", [-1, 3, 1])
+def test_an_impossible_action_changes_nothing_and_names_what_is_possible(action):
+    engine = KernelEngine(cluster(), 2)
+    for index in range(2):
+        engine.reset(index, trace(), np.array([True, False, True]))
+    before = engine.snapshot(0)
+    with pytest.raises(UserError, match=rf"action={action} of cluster 1: .*\[0, 2\]"):
+        engine.step(np.array([0, action]))
+    with pytest.raises(UserError, match=rf"action={action} of cluster 1"):
+        engine.run(np.array([[0, 0], [0, action]]))
+    after = engine.snapshot(0)
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_wrong_calls_are_refused():
+    engine = KernelEngine(cluster())
+    with pytest.raises(UserError, match="call reset first"):
+        engine.results(0)
+    with pytest.raises(UserError, match="at least one"):
+        engine.reset(0, trace(), np.zeros(3, bool))
+    engine.reset(0, trace())
+    with pytest.raises(UserError, match="60 requests that are not dispatched"):
+        engine.drain(0)
+    with pytest.raises(UserError, match=r"shape \(2,\)"):
+        engine.step(np.array([0, 0]))
+    with pytest.raises(UserError, match="must not be negative"):
+        KernelEngine(cluster(enable_prefix_caching=True)).reset(
+            0, make_trace(np.zeros(1, np.int64), np.array([20]), np.array([1]), chains=[np.array([-5])])
+        )
+
+
+def test_no_progress_is_an_error_that_names_instance_and_request():
+    engine = KernelEngine(cluster(2))
+    engine.reset(0, trace())
+    engine.state.spec["stall_limit"] = 100  # a prompt of more tokens cannot make progress by this measure
+    with pytest.raises(LivelockError, match=r"instance 0: no progress at .* request \d+ "):
+        engine.run(np.zeros((1, 60), np.int64))
+
+
+def test_the_bins_of_gaps_are_those_of_the_contract():
+    gaps = [*range(1, 300), *(2**k + d for k in range(8, 62) for d in (-1, 0, 1))]
+    assert [update.gap_bin(gap) for gap in gaps] == [gap_bin(gap) for gap in gaps]
+    assert update.gap_bin(2**62) < GAP_BINS
+
+
+def test_memory_of_one_environment_stays_below_120_kib():
+    engine = KernelEngine(cluster(8, num_gpu_blocks=29000), 64)
+    for index in range(64):
+        engine.reset(index, trace(count=1000))
+    assert sum(array.nbytes for array in engine.state) / 64 < 120 * 1024
+
+
+def test_make_engine_knows_the_kernel():
+    assert isinstance(make_engine("kernel", cluster()), KernelEngine)
+
+
+CALLER = "from copied.kernel.jit import jit\nfrom copied.kernel.b import g\n\n\n@jit\ndef f(x):\n    return g(x) + 1\n"
+CALLEE = "from copied.kernel.jit import jit\n\n\n@jit\ndef g(x):\n    return x * {}\n"
+
+
+def test_an_edit_in_any_kernel_file_never_meets_stale_code(tmp_path):
+    package = tmp_path / "copied" / "kernel"
+    package.mkdir(parents=True)
+    shutil.copy(Path(jit.__file__), package / "jit.py")
+    (package / "a.py").write_text(CALLER)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}
+    environment.pop("NUMBA_DISABLE_JIT", None)
+
+    def call(factor: int) -> str:
+        (package / "b.py").write_text(CALLEE.format(factor))
+        code = "from copied.kernel.a import f; print(f(10), sum(f.stats.cache_hits.values()))"
+        return subprocess.run(
+            [sys.executable, "-c", code], check=False, env=environment, capture_output=True, text=True
+        ).stdout
+
+    assert [call(2), call(2), call(3)] == ["21 0\n", "21 1\n", "31 0\n"]
+
+
+def test_the_kernel_runs_uncompiled_for_coverage():
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import differential\n"
+        "from hypothesis import HealthCheck, given, settings\n"
+        "@settings(deadline=None, max_examples=10, database=None, suppress_health_check=list(HealthCheck))\n"
+        "@given(differential.cases())\n"
+        "def run(case): differential.check(case)\n"
+        "run()"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code, str(HERE)]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
