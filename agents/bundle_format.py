@@ -13,7 +13,7 @@ needs numpy alone. A policy is one of two kinds, both a score per instance and a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ MAX_HIDDEN = 1024
 OPSET = 17
 IR_VERSION = 8
 MASKED_SCORE = -1e30  # finite, so that differences of score vectors stay numbers
+INPUT_LIMIT = 4.0  # of a network's transformed inputs: beyond any training, where float32 scores lose digits
 PARITY_SIZES = (1, 2, 3, 8, 64)
 KINDS = ("scorer_mlp", "linear_score")
 ACTIVATIONS: Mapping[str, str] = {"relu": "Relu", "tanh": "Tanh"}  # name: ONNX operator
@@ -106,6 +107,14 @@ class FeatureSpec:
             meaning=str(values["meaning"]),
             metrics={str(engine): tuple(names) for engine, names in values["metrics"].items()},
         )
+
+    def limited(self) -> FeatureSpec:
+        """Return the row with its range narrowed so that the network's input stays within `INPUT_LIMIT`."""
+        if self.transform == "log1p":
+            bound = float(np.expm1(INPUT_LIMIT * np.log1p(self.scale)))
+        else:
+            bound = INPUT_LIMIT * self.scale
+        return replace(self, low=max(self.low, -bound), high=min(self.high, bound))
 
     def problem(self) -> str | None:
         """Return why this row cannot be used, or None."""

@@ -38,7 +38,6 @@ from fleetgym.agents.bundle_format import (
     PARITY_SIZES,
     WEIGHTS,
     Array,
-    BundleError,
     FeatureSpec,
     Node,
     feature_tensors,
@@ -183,7 +182,7 @@ def _exportable(card: Mapping[str, Any], where: str) -> tuple[FeatureSpec, ...]:
     for feature in select(names, oracle=True):
         if feature.tag == "privileged":
             raise UserError(f"{where}: uses feature {feature.name!r}, which is privileged: no router can know it")
-    return tuple(FeatureSpec.of(feature) for feature in select(names))
+    return tuple(FeatureSpec.of(feature).limited() for feature in select(names))
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -248,7 +247,7 @@ def write_bundle(folder: str | Path, source: Source) -> Path:
             (temporary / name).write_bytes(data)
         report = verify(temporary)
         if not report["passed"]:
-            raise BundleError(f"the bundle does not compute what the policy does: {report}")
+            raise UserError(f"{source.name}: the bundle would not compute what the policy does: {report}")
         temporary.chmod(0o755)
         os.rename(temporary, target)
     finally:

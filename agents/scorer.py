@@ -21,6 +21,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from fleetgym.agents.bundle_format import INPUT_LIMIT
 from fleetgym.agents.networks import SchemaTransform
 from fleetgym.envs.errors import UserError, did_you_mean
 
@@ -62,21 +63,25 @@ class RowScorer(nn.Module):
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, N) and the critic's latent (B, hidden) of raw observations (B, N, F)."""
         available = is_available(observation)
-        x = self.transform(observation)
+        x = self.inputs(observation)
         return self._logits(x, available), self._latent(self._both_scales(observation, x), available)
 
     def forward_actor(self, observation: Tensor) -> Tensor:
         """Return the logits, shape (B, N)."""
-        return self._logits(self.transform(observation), is_available(observation))
+        return self._logits(self.inputs(observation), is_available(observation))
 
     def forward_critic(self, observation: Tensor) -> Tensor:
         """Return the critic's latent, shape (B, hidden)."""
-        x = self._both_scales(observation, self.transform(observation))
+        x = self._both_scales(observation, self.inputs(observation))
         return self._latent(x, is_available(observation))
+
+    def inputs(self, observation: Tensor) -> Tensor:
+        """Return the transformed rows, within `INPUT_LIMIT`."""
+        return self.transform(observation).clamp(-INPUT_LIMIT, INPUT_LIMIT)
 
     def scores(self, observation: Tensor, mask: Tensor) -> Tensor:
         """Return the scores before any masking; the mean goes over ``mask``, as in the exported policy."""
-        return self._scores(self.transform(observation), mask)
+        return self._scores(self.inputs(observation), mask)
 
     def _both_scales(self, observation: Tensor, x: Tensor) -> Tensor:
         return torch.cat((x, self.transform.linear(observation)), dim=-1)

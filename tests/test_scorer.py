@@ -116,6 +116,12 @@ def test_greedy_action_is_the_best_score_even_when_probabilities_round_to_equal(
     np.testing.assert_array_equal(model.predict(observation, deterministic=True)[0], scores.argmax(axis=1))
 
 
+def test_inputs_far_beyond_the_typical_are_limited() -> None:
+    observation = torch.full((1, 1, len(DEFAULT_FEATURES)), 1e30)
+    assert scorer().transform(observation).max() > 4.0
+    assert scorer().inputs(observation).max() == 4.0
+
+
 def test_training_starts_from_the_prior() -> None:
     prior = {"in_flight_requests": -2000.0, "kv_usage": -1.0}
     model = PPO(ScorerPolicy, Noise(), policy_kwargs=KWARGS | {"prior": prior}, seed=0)
