@@ -20,6 +20,7 @@ SHAPES = {  # largest prompt, largest output, mean gap between arrivals in ms
     "single": (80, 1, 10.0),
     "huge": (700, 12, 60.0),
     "long": (20, 300, 120.0),
+    "growing": (15, 60, 8.0),
     "burst": (60, 30, 0.0),
 }
 ARRIVALS = ("random", "grid", "bursts", "idle")
@@ -56,10 +57,10 @@ def latency(rng: np.random.Generator, constant: bool) -> LatencyModel:
 def instances(draw: st.DrawFn, rng: np.random.Generator, caching: bool, longest: int) -> InstanceSpec:
     block_size = draw(st.sampled_from([1, 3, 4, 16]))
     # From too small for some requests over preemption all the time to ample.
-    blocks = 3 + int(longest * draw(st.sampled_from([0.6, 1.0, 1.2, 1.8, 3.0, 30.0])) / block_size)
+    blocks = 3 + int(longest * draw(st.sampled_from([0.6, 1.0, 1.2, 1.6, 2.5, 30.0])) / block_size)
     args = EngineArgs(
         max_num_batched_tokens=draw(st.sampled_from([2, 5, 16, 64, 512])),
-        max_num_seqs=draw(st.sampled_from([1, 3, 16, 64])),
+        max_num_seqs=draw(st.sampled_from([1, 4, 16, 64])),
         max_model_len=draw(st.sampled_from([None, (blocks - 1) * block_size // 2 + 2])),
         block_size=block_size,
         num_gpu_blocks=blocks,
@@ -97,7 +98,7 @@ def cases(draw: st.DrawFn) -> Case:
     if kind == "grid":
         gaps = np.rint(gaps / 10) * 10
     elif kind == "bursts":
-        gaps = np.where(rng.random(count) < 0.2, gaps * 5, 0.0)
+        gaps = np.where(rng.random(count) < 0.1, gaps * 10, 0.0)
     elif kind == "idle":
         gaps = np.where(rng.random(count) < 0.2, 60_000.0, gaps)
     prompts, outputs = rng.integers(1, prompt + 1, count), rng.integers(1, output + 1, count)
@@ -106,7 +107,7 @@ def cases(draw: st.DrawFn) -> Case:
         (np.cumsum(gaps) * MS).astype(np.int64),
         prompts,
         outputs,
-        priority=rng.integers(0, 3, count),
+        priority=rng.integers(0, draw(st.sampled_from([1, 2, 5])), count),
         chains=chains(rng, (prompts + outputs) // size) if caching else None,
     )
     available = rng.random(cluster.num_instances) < 0.8

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import differential
 import numpy as np
 import pytest
@@ -40,3 +45,32 @@ def test_a_run_without_looking_ends_as_step_by_step(case: Case):
         engine.terms[:] = 0.0
         engine.drain(0)
     differential.same(whole, steps)
+
+
+MUTANTS = {
+    "nothing (control)": ("lists.py", "return a < b", "return a < b"),
+    "one block too many is thought usable": (
+        "schedule.py",
+        'needed > spec["usable"] - inst["used"]:\n        budget',
+        'needed > spec["usable"] + 1 - inst["used"]:\n        budget',
+    ),
+    "a block is drawn one token early": ("blocks.py", "(tokens + block_size - 1)", "(tokens + block_size)"),
+    "equal ranks are queued last in, first out": ("lists.py", "return a < b", "return a > b"),
+    "the last of equals is preempted": (
+        "exact.py",
+        'row["arrival_ns"] > least["arrival_ns"]',
+        'row["arrival_ns"] >= least["arrival_ns"]',
+    ),
+    "an iteration that ends at an arrival comes after it": ("advance.py", "if end > until:", "if end >= until:"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutated_kernel_is_noticed(name: str):
+    command = [sys.executable, str(Path(__file__).with_name("mutant.py")), *MUTANTS[name]]
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    noticed = any(word in done.stderr for word in ("differ at", "LivelockError", "IndexError"))
+    assert noticed == (name != "nothing (control)"), done.stderr[-1500:]
+    assert (done.returncode != 0) == noticed
