@@ -22,6 +22,7 @@ class SchemaTransform(nn.Module):
     high: Tensor
     missing: Tensor
     log_scale: Tensor
+    scale: Tensor
     is_log: Tensor
 
     def __init__(self, features: Sequence[str]) -> None:
@@ -33,13 +34,21 @@ class SchemaTransform(nn.Module):
         self.register_buffer("high", torch.tensor([f.high for f in rows], dtype=torch.float32), persistent=False)
         self.register_buffer("missing", torch.tensor([f.missing for f in rows], dtype=torch.float32), persistent=False)
         self.register_buffer("is_log", is_log, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("log_scale", torch.where(is_log, torch.log1p(scale), scale), persistent=False)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Transform raw features."""
-        x = torch.where(torch.isnan(observation), self.missing, observation)
-        x = torch.minimum(torch.maximum(x, self.low), self.high)
+        x = self._clean(observation)
         return torch.where(self.is_log, torch.log1p(x.clamp(min=0.0)), x) / self.log_scale
+
+    def linear(self, observation: Tensor) -> Tensor:
+        """Scale raw features to their typical size without any logarithm."""
+        return self._clean(observation) / self.scale
+
+    def _clean(self, observation: Tensor) -> Tensor:
+        x = torch.where(torch.isnan(observation), self.missing, observation)
+        return torch.minimum(torch.maximum(x, self.low), self.high)
 
 
 class SchemaExtractor(BaseFeaturesExtractor):

@@ -18,10 +18,11 @@ from fleetgym.agents.checkpoint import write_card
 from fleetgym.agents.factory import AgentSpec, make_model
 from fleetgym.agents.learned import LearnedPolicy
 from fleetgym.agents.vec_env import FleetVecEnv
-from fleetgym.envs.errors import UserError
+from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig
 from fleetgym.envs.vector import RoutingVectorEnv
 
+SELECT_BY = {"mean_e2e_s": -1.0, "mean_ttft_s": -1.0, "mean_tpot_s": -1.0, "slo_attainment": 1.0, "mean_reward": 1.0}
 HELD_OUT_SEED = 1_000_003  # far from any seed that a training environment gets
 
 
@@ -38,14 +39,20 @@ class TrainSpec:
     eval_episodes : int
     checkpoint_every_timesteps : int or None
         Also keep ``checkpoints/<steps>_steps.zip``.
+    select_by : str
+        Held-out figure that chooses the best model (`SELECT_BY`). The mean return leaves out what is still
+        unfinished at the last dispatch, so that it tells less than the latency of all requests.
     """
 
     total_timesteps: int
     eval_every_timesteps: int = 100_000
     eval_episodes: int = 10
     checkpoint_every_timesteps: int | None = None
+    select_by: str = "mean_e2e_s"
 
     def __post_init__(self) -> None:
+        if self.select_by not in SELECT_BY:
+            raise UserError(f"select_by={self.select_by!r}: unknown{did_you_mean(self.select_by, SELECT_BY)}")
         for name in ("total_timesteps", "eval_every_timesteps", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -123,10 +130,11 @@ class HeldOutCallback(BaseCallback):
         score = held_out_score(policy, self.config, self.spec.eval_episodes)
         self.model.policy.set_training_mode(False)
         self.history.append({"timesteps": float(self.num_timesteps), **score})
-        for name, value in score.items():
-            self.logger.record(f"held_out/{name}", value)
-        if score["mean_reward"] > self.best:
-            self.best = score["mean_reward"]
+        for name, figure in score.items():
+            self.logger.record(f"held_out/{name}", figure)
+        value = SELECT_BY[self.spec.select_by] * score[self.spec.select_by]
+        if value > self.best:
+            self.best = value
             if keep:
                 save(self.model, self.folder / "best_model.zip", self.card)
 
@@ -220,10 +228,7 @@ def train(
     torch.set_num_threads(1)
     env = FleetVecEnv(RoutingVectorEnv(agent.num_envs, config=problem, stagger=True))
     env.seed(seed)
-    if resume is None:
-        model = make_model(agent, env, seed)
-    else:
-        model = _resumed(resume, agent, env, seed)
+    model = make_model(agent, env, seed) if resume is None else _resumed(resume, agent, env, seed)
     done = model.num_timesteps
     if done >= spec.total_timesteps:
         raise UserError(f"total_timesteps={spec.total_timesteps}: the checkpoint has {done} already; ask for more")

@@ -27,6 +27,9 @@ def did_you_mean(value: object, allowed: Iterable[str], limit: int = 3) -> str:
         How many near matches to show.
     """
     names = sorted(allowed)
-    near = difflib.get_close_matches(str(value), names, n=limit, cutoff=0.4)
+    part = str(value).lower()
+    near = [name for name in names if part and part in name.lower()]
+    near += [name for name in difflib.get_close_matches(str(value), names, n=limit, cutoff=0.4) if name not in near]
+    near = near[:limit]
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     return f"{hint} (allowed: {', '.join(names)})"

@@ -17,17 +17,19 @@ LATEST = Path("outputs") / "latest"
 
 @command("train")
 def main(cfg: DictConfig) -> float | None:
-    """Train, and return the best held-out mean episode return."""
+    """Train, and return the best held-out figure of those that ``select_by`` allows."""
     # Imported here so that `--help` and `--cfg` answer without loading torch.
     import torch
 
     from fleetgym.agents.factory import AgentSpec
-    from fleetgym.agents.training import TrainSpec, train
+    from fleetgym.agents.training import SELECT_BY, TrainSpec, train
     from fleetgym.experiments.loggers import make_logger, sb3_logger
     from fleetgym.experiments.report.plots import training_curve
 
     agent = spec(AgentSpec, cfg.agent, "agent")
-    plan = TrainSpec(cfg.total_timesteps, cfg.eval_every_timesteps, cfg.eval_episodes, cfg.checkpoint_every_timesteps)
+    plan = TrainSpec(
+        cfg.total_timesteps, cfg.eval_every_timesteps, cfg.eval_episodes, cfg.checkpoint_every_timesteps, cfg.select_by
+    )
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
     torch.set_num_threads(cfg.torch_threads)
     with RunFolder.from_hydra(cfg) as run:
@@ -44,7 +46,7 @@ def main(cfg: DictConfig) -> float | None:
                 progress_bar=cfg.progress_bar,
                 prepare=lambda model: model.set_logger(sb3_logger(logger)),
             )
-        best = max(history, key=lambda row: row["mean_reward"])
+        best = max(history, key=lambda row: SELECT_BY[cfg.select_by] * row[cfg.select_by])
         run.write_metrics({"total_timesteps": int(history[-1]["timesteps"]), "best": best, "held_out": history})
         training_curve(run.path, history)
         _remember(cfg.name, run.path)
@@ -53,7 +55,7 @@ def main(cfg: DictConfig) -> float | None:
             f"(untrained: {history[0]['mean_e2e_s']:.4f} s)"
         )
         print(f"best model: {run.path / 'best_model.zip'}")
-    return best["mean_reward"]
+    return best[cfg.select_by]
 
 
 def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:

@@ -1,0 +1,20 @@
+"""What the environments do is pinned: a changed digest calls for a new version of the environment."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fleetgym.envs import ENV_IDS, ROUTING_ID
+from fleetgym.envs.fingerprint import routing_fingerprint
+
+PINNED = json.loads((Path(__file__).parent / "data" / "fingerprints.json").read_text(encoding="utf-8"))
+
+
+def test_every_environment_is_pinned() -> None:
+    assert set(PINNED) == set(ENV_IDS)
+
+
+@pytest.mark.parametrize("engine", ["kernel", "reference"])
+def test_routing_does_what_it_did(engine: str) -> None:
+    assert routing_fingerprint(engine) == PINNED[ROUTING_ID], "dynamics changed: register a new version"
