@@ -13,6 +13,7 @@ from fleetgym.envs.cluster.engine import GAP_BINS, gap_bin, make_engine
 from fleetgym.envs.cluster.golden import replay_file
 from fleetgym.envs.cluster.kernel import KernelEngine, jit, update
 from fleetgym.envs.cluster.kernel.golden import KernelReplay
+from fleetgym.envs.cluster.kernel.stream import Stream, round_robin, stream
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import REJECTED, Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
@@ -177,6 +178,48 @@ def test_memory_of_one_environment_stays_below_120_kib():
 
 def test_make_engine_knows_the_kernel():
     assert isinstance(make_engine("kernel", cluster()), KernelEngine)
+
+
+def halves(whole: Trace, *cuts: int) -> list[Trace]:
+    return [Trace(rows) for rows in np.split(whole.requests, cuts)]
+
+
+@pytest.mark.parametrize("args", [{}, {"scheduling_policy": "priority", "async_scheduling": False}])
+def test_a_streamed_trace_ends_as_a_whole_one(args):
+    whole, spec = trace(count=400, gap_ms=8.0), cluster(num_gpu_blocks=30, **args)
+    engine = KernelEngine(spec)
+    engine.reset(0, whole)
+    engine.run(np.arange(400).reshape(1, -1) % 3)
+    engine.drain(0)
+    assert engine.results(0)["preemptions"].sum() > 0
+    completed = list(stream(spec, halves(whole, 1, 2, 90, 91, 300), round_robin(3)))
+    order = np.argsort(np.concatenate([part.position for part in completed]))
+    assert (np.concatenate([part.results for part in completed])[order] == engine.results(0)).all()
+    rows = np.concatenate([part.requests for part in completed])[order]
+    for name in ("arrival_ns", "prompt_tokens", "output_tokens", "priority"):
+        assert (rows[name] == whole.requests[name]).all()
+
+
+def test_a_stream_counts_its_instances_from_the_beginning():
+    whole, spec = trace(count=100), cluster()
+    engine, run = KernelEngine(spec), Stream(spec)
+    engine.reset(0, whole)
+    engine.run(np.arange(100).reshape(1, -1) % 3)
+    engine.drain(0)
+    for part in halves(whole, 50):
+        run.feed(part, np.arange(50) % 3)
+    run.drain()
+    assert run.engine.instance_stats(0)["finished"].sum() == 100
+    assert run.engine.gap_histogram(0).sum() == engine.gap_histogram(0).sum()
+
+
+def test_a_stream_refuses_what_it_cannot_do():
+    with pytest.raises(UserError, match="without prefix caching"):
+        Stream(cluster(enable_prefix_caching=True))
+    run = Stream(cluster())
+    run.feed(trace(), np.zeros(60, np.int64))
+    with pytest.raises(UserError, match="before the end of the part before it"):
+        run.feed(trace(), np.zeros(60, np.int64))
 
 
 CALLER = "from copied.kernel.jit import jit\nfrom copied.kernel.b import g\n\n\n@jit\ndef f(x):\n    return g(x) + 1\n"

@@ -120,19 +120,8 @@ class KernelEngine(Engine):
         count = len(trace)
         if count > MAX_REQUESTS:
             raise UserError(f"{trace.name}: {count} requests: at most {MAX_REQUESTS} are possible, stream the trace")
-        self._make_room(req=count)
-        state, rows = self.state, trace.requests
-        requests = state.req[index]
-        requests[:count] = np.zeros((), REQUEST)
-        for target, source in (
-            ("arrival_ns", "arrival_ns"),
-            ("prompt", "prompt_tokens"),
-            ("output", "output_tokens"),
-            ("priority", "priority"),
-        ):
-            requests[target][:count] = rows[source]
-        for name in ("scheduled_ns", "first_token_ns", "instance"):
-            requests[name][:count] = -1
+        self.write_requests(index, 0, trace)
+        state = self.state
         state.env[index] = np.zeros((), CLUSTER)
         state.env[index]["requests"] = count
         state.inst[index] = np.zeros((), INSTANCE)
@@ -141,6 +130,18 @@ class KernelEngine(Engine):
         if self._caching:
             self._set_chains(index, trace)
         handle.begin(self._handle, index)
+
+    def write_requests(self, index: int, start: int, trace: Trace) -> None:
+        """Write a trace into the request rows of cluster ``index`` from row ``start`` on."""
+        self._make_room(req=start + len(trace))
+        rows = self.state.req[index, start : start + len(trace)]
+        rows[:] = np.zeros((), REQUEST)
+        for target, source in (("prompt", "prompt_tokens"), ("output", "output_tokens")):
+            rows[target] = trace.requests[source]
+        for name in ("arrival_ns", "priority"):
+            rows[name] = trace.requests[name]
+        for name in ("scheduled_ns", "first_token_ns", "instance"):
+            rows[name] = -1
 
     def _set_chains(self, index: int, trace: Trace) -> None:
         rows, count = trace.requests, len(trace)
