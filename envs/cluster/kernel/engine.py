@@ -67,7 +67,7 @@ class KernelEngine(Engine):
         self._caching = any(spec.engine.enable_prefix_caching for spec in self._specs)
         self._actions_shape = (batch,)
         self.state = self._allocate(journal)
-        self._handle = handle.make_handle(self.state)
+        self.handle = handle.make_handle(self.state)
 
     def _allocate(self, journal: int) -> State:
         batch, shape = self.batch, (self.batch, self.num_instances)
@@ -110,7 +110,7 @@ class KernelEngine(Engine):
                 grown[name][:, : old.shape[1]] = old
         if grown:
             self.state = self.state._replace(**grown)
-            self._handle = handle.make_handle(self.state)
+            self.handle = handle.make_handle(self.state)
 
     def reset(self, index: int, trace: Trace, available: NDArray[np.bool_] | None = None) -> None:
         """Start cluster ``index`` on ``trace`` and stop at its first decision."""
@@ -129,7 +129,7 @@ class KernelEngine(Engine):
         state.inst[index]["available"] = flags
         if self._caching:
             self._set_chains(index, trace)
-        handle.begin(self._handle, index)
+        handle.begin(self.handle, index)
 
     def write_requests(self, index: int, start: int, trace: Trace) -> None:
         """Write a trace into the request rows of cluster ``index`` from row ``start`` on."""
@@ -164,7 +164,7 @@ class KernelEngine(Engine):
         actions = np.ascontiguousarray(actions, np.int64)
         if actions.shape != self._actions_shape:
             raise UserError(f"actions: shape {actions.shape}: must be {self._actions_shape}")
-        code = handle.step(self._handle, actions)
+        code = handle.step(self.handle, actions)
         if code != NONE:
             self._complain(code, actions.reshape(-1, 1))
 
@@ -173,7 +173,7 @@ class KernelEngine(Engine):
         actions = np.ascontiguousarray(actions, np.int64)
         if actions.ndim != 2 or len(actions) != self.batch:
             raise UserError(f"actions: shape {actions.shape}: must be ({self.batch}, K)")
-        code = handle.run(self._handle, actions)
+        code = handle.run(self.handle, actions)
         if code != NONE:
             self._complain(code, actions)
 
@@ -201,7 +201,7 @@ class KernelEngine(Engine):
         if not self.done[index]:
             left = int(self.state.env[index]["requests"] - self.pending[index])
             raise UserError(f"drain: cluster {index} has {left} requests that are not dispatched yet")
-        code = handle.drain(self._handle, index)
+        code = handle.drain(self.handle, index)
         if code < NONE:
             self._complain(code, np.zeros((self.batch, 0), np.int64))
         elif code != NONE:

@@ -14,7 +14,7 @@ import numpy as np
 from fleetgym.envs.cluster.golden import Case, Counts, Step, case_args, case_request
 from fleetgym.envs.cluster.kernel import cluster, schedule, update
 from fleetgym.envs.cluster.kernel.engine import KernelEngine
-from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.handle import counted, open_state
 from fleetgym.envs.cluster.kernel.lists import enqueue
 from fleetgym.envs.cluster.kernel.state import FINISH, WAITING, Array, State
 from fleetgym.envs.cluster.kernel.tokens import ADMITTED, PREEMPTED, computed_tokens
@@ -48,13 +48,13 @@ class KernelReplay:
 
     def add(self, request: int) -> None:
         """Let a request arrive."""
-        add(self._state, request)
+        add(self._engine.handle, request)
 
     def schedule(self) -> Step:
         """Compose an iteration and put it in flight."""
         before = self._computed()
         self._state.journal[0, 0] = 0
-        compose(self._state)
+        compose(self._engine.handle)
         length = int(self._state.journal[0, 0])
         journal = self._state.journal[0, 1 : 1 + length].reshape(-1, 3).tolist()
         hits = [[request, tokens] for kind, request, tokens in journal if kind == ADMITTED and tokens]
@@ -67,7 +67,7 @@ class KernelReplay:
     def update(self) -> list[int]:
         """Return the oldest iteration in flight; give the requests that finish."""
         out = np.zeros(self._count, np.int64)
-        return out[: give_back(self._state, out)].tolist()
+        return out[: give_back(self._engine.handle, out)].tolist()
 
     def counts(self) -> Counts:
         """Running and waiting requests and free blocks."""
@@ -77,29 +77,29 @@ class KernelReplay:
     def _computed(self) -> dict[int, int]:
         """Computed tokens of each running request, in list order."""
         out = np.zeros((self._count, 2), np.int64)
-        return dict(out[: list_running(self._state, out)].tolist())
+        return dict(out[: list_running(self._engine.handle, out)].tolist())
 
 
-@jit
-def add(st: State, r: int) -> None:
+@counted
+def add(handle: Any, r: int) -> None:
     """Queue request ``r``."""
-    u = cluster.unit(st, 0, 0)
+    u = cluster.unit(open_state(handle), 0, 0)
     u.req[r]["state"] = WAITING
     enqueue(u, r, False)
 
 
-@jit
-def compose(st: State) -> None:
+@counted
+def compose(handle: Any) -> None:
     """Call schedule() once."""
-    u = cluster.unit(st, 0, 0)
+    u = cluster.unit(open_state(handle), 0, 0)
     schedule.schedule(u, u.inst["counted_ns"])
     u.inst["flight"] += 1
 
 
-@jit
-def give_back(st: State, out: Array) -> Any:
+@counted
+def give_back(handle: Any, out: Array) -> Any:
     """Call update() once; list the requests that it finishes."""
-    u = cluster.unit(st, 0, 0)
+    u = cluster.unit(open_state(handle), 0, 0)
     count = 0
     slot = u.inst["front"]
     r = u.inst["head"][slot]
@@ -113,10 +113,10 @@ def give_back(st: State, out: Array) -> Any:
     return count
 
 
-@jit
-def list_running(st: State, out: Array) -> Any:
+@counted
+def list_running(handle: Any, out: Array) -> Any:
     """List running requests and their computed tokens."""
-    u = cluster.unit(st, 0, 0)
+    u = cluster.unit(open_state(handle), 0, 0)
     count = 0
     r = u.inst["run_head"]
     while r >= 0:

@@ -70,7 +70,7 @@ def _three(h: Array, k: int, dtype: Any) -> Array:
 
 
 @counted
-def _open_compiled(h: Array) -> State:
+def _open(h: Array) -> State:
     return State(
         req=_two(h, 0, REQUEST),
         inst=_two(h, 1, INSTANCE),
@@ -99,28 +99,28 @@ def _open_compiled(h: Array) -> State:
     )
 
 
-_open = (lambda state: state) if NO_JIT else _open_compiled
+open_state = (lambda state: state) if NO_JIT else _open  # the State behind a handle
 
 
 @counted
 def step(handle: Any, actions: Array) -> Any:
     """`cluster.step` on a handle."""
-    return cluster.step(_open(handle), actions)
+    return cluster.step(open_state(handle), actions)
 
 
 @counted
 def run(handle: Any, actions: Array) -> Any:
     """`cluster.run` on a handle."""
-    return cluster.run(_open(handle), actions)
+    return cluster.run(open_state(handle), actions)
 
 
 @counted
 def drain(handle: Any, b: int) -> Any:
     """`cluster.drain` on a handle."""
-    return cluster.drain(_open(handle), b)
+    return cluster.drain(open_state(handle), b)
 
 
 @counted
 def begin(handle: Any, b: int) -> None:
     """`cluster.begin` on a handle."""
-    cluster.begin(_open(handle), b)
+    cluster.begin(open_state(handle), b)
