@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fleetgym.envs.errors import UserError, did_you_mean
-from fleetgym.experiments.benchmarks import environments, simulator
+from fleetgym.experiments.benchmarks import environments, simulator, streaming
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, NotMeasuredError
 from fleetgym.experiments.benchmarks.page import draw, machine, page, print_results
 from fleetgym.experiments.cli import command
@@ -26,6 +26,7 @@ MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Figure]]] = {
     "memory": simulator.memory_per_environment,
     "export": environments.exported_policy,
     "growth": simulator.growth,
+    "stream": streaming.streaming,
     "prefix": simulator.prefix_caching,
     "compile": simulator.compile_time,
 }

@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments import bench as command
-from fleetgym.experiments.benchmarks import measure, simulator
+from fleetgym.experiments.benchmarks import measure, simulator, streaming
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, NotMeasuredError
 from fleetgym.experiments.benchmarks.page import draw, page, print_results
 
@@ -26,6 +27,7 @@ FLOORS = {
     "ppo": {"ppo_over_idle.mlp": 0.85},
     "memory": {"memory_per_environment_kib": 120.0},
     "export": {"exported_decision_us.n8": 25.0, "exported_decision_us.n512": 100.0},
+    "stream": {"stream_s": 30.0, "stream_peak_mib": 1024.0},
     "growth": {"growth_exponent.n8_n64": 1.0, "growth_exponent.n64_n512": 1.0},
 }
 
@@ -67,6 +69,17 @@ def test_a_fleet_of_another_size_keeps_the_mix() -> None:
     assert fleet.num_instances == 30
     assert [group.gpu for group in fleet.instances] == ["A100-80GB", "H100-80GB"]
     assert [group.count for group in fleet.instances] == [22, 8]
+
+
+def test_round_robin_gives_every_cluster_every_instance() -> None:
+    actions = simulator.round_robin(4, (8, 16))
+    assert all(sorted(column) == sorted([*range(4)] * 2) for column in actions.T.tolist())
+
+
+def test_streamed_parts_follow_one_another() -> None:
+    times = np.concatenate([part.requests["arrival_ns"] for part in streaming.parts(QUICK.cluster, 250, 100, 0)])
+    assert len(times) == 250
+    assert (np.diff(times) >= 0).all()
 
 
 def test_repeats_must_be_positive() -> None:
@@ -124,7 +137,7 @@ def test_each_measurement_yields_its_floors_under_stable_keys(name: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vector", "ppo", "memory"])
+@pytest.mark.parametrize("name", ["vector", "ppo", "memory", "stream"])
 def test_slower_measurements_too(name: str) -> None:
     test_each_measurement_yields_its_floors_under_stable_keys(name)
 

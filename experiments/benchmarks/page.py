@@ -126,7 +126,7 @@ def page(metrics: Metrics) -> str:
         f"* Machine: {m['cpu']}, {m['cores']} cores, {m['memory']}, {m['system']}",
         f"* Python {m['python']}, {packages}",
         f"* Fleet: {metrics['fleet']}",
-        f"* Load average at the start: {m['load_average_at_start']} (0: nothing else ran)",
+        f"* Load average at the start: {m['load_average_at_start']} (above 1: other processes ran beside it)",
         "",
         f"One core, one torch thread, CPU seconds, {metrics['repeats']} repeats; both sides of a ratio are measured",
         "in turn in one run. The floor is held against the median; *best* is the repeat that was disturbed least.",

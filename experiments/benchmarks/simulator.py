@@ -40,9 +40,9 @@ def loaded_trace(workload: Workload, cluster: ClusterSpec, load: float, count: i
     return at_rate(trace, workload.mean_rate_rps / rate_rps)
 
 
-def round_robin(num_instances: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Actions that cost nothing to choose."""
-    return np.resize(np.arange(num_instances), shape)
+def round_robin(num_instances: int, shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Actions that cost nothing to choose, shape (steps, B) or (B, steps); each cluster begins at another instance."""
+    return np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % num_instances
 
 
 def simulate(engine: Engine, trace: Trace, actions: NDArray[np.int64]) -> None:
@@ -166,29 +166,47 @@ def first_use_seconds(cluster: ClusterSpec) -> float:
 
 
 def memory_per_environment(bench: Bench) -> Iterator[Figure]:
-    """Measure resident memory of started environments, as the difference between two batch sizes."""
-    small, large = bench.size(64, 4), bench.size(576, 20)
+    """Measure the resident memory of environments that have run an episode, in a new process."""
+    batch = bench.size(512, 16)
     start = time.process_time()
-    sizes = [in_new_process(resident_bytes, bench.cluster, batch) for batch in (small, large)]
-    spent = time.process_time() - start
-    kib = (sizes[1] - sizes[0]) / (large - small) / 1024
+    kib = [in_new_process(resident_bytes, bench.cluster, batch) / batch / 1024 for _ in range(bench.repeats)]
+    spent = [(time.process_time() - start) / bench.repeats] * bench.repeats
     yield Figure(
-        "memory_per_environment_kib", f"memory per environment, {bench.cluster.num_instances} instances, "
-        "1,000 requests", "KiB", "lower", [kib], [spent], 120.0,
-        f"resident memory of new processes after an episode, B = {large} minus B = {small}, requests included",
-    )  # fmt: skip
+        "memory_per_environment_kib",
+        f"memory per environment, {bench.cluster.num_instances} instances, 1,000 requests",
+        "KiB",
+        "lower",
+        kib,
+        spent,
+        120.0,
+        f"growth of resident memory by {batch} environments over an episode, their requests included; CPU time of "
+        "the parent process",
+    )
+    engine = make_engine("kernel", bench.cluster, 1)
+    trace = make_workload({"kind": "synthetic"}).episode(np.random.default_rng(bench.seed), 1000)
+    taken = cpu_seconds(lambda: engine.reset(0, trace))
+    state = sum(array.nbytes for array in engine.snapshot(0).values()) / 1024
+    title = f"kernel state of one cluster, {bench.cluster.num_instances} instances, 1,000 requests"
+    yield Figure("kernel_state_kib", title, "KiB", "lower", [state], [taken], note="size of a snapshot")
 
 
 def resident_bytes(cluster: ClusterSpec, batch: int) -> int:
-    """Return the resident memory after ``batch`` environments have run a whole episode."""
+    """Return by how much ``batch`` environments and a whole episode of each raise the resident memory."""
     from fleetgym.envs.vector import RoutingVectorEnv
 
-    env = RoutingVectorEnv(batch, cluster=cluster, num_requests=1000)
-    env.reset(seed=0)
-    actions = round_robin(cluster.num_instances, (1000, batch))
-    for row in actions:
-        env.step(row)
-    return memory_bytes("VmRSS")
+    def play(num_envs: int) -> RoutingVectorEnv:
+        env = RoutingVectorEnv(num_envs, cluster=cluster, num_requests=1000)
+        env.reset(seed=0)
+        for row in round_robin(cluster.num_instances, (1000, num_envs)):
+            env.step(row)
+        return env
+
+    first = play(2)  # loads everything that all environments share
+    before = memory_bytes("VmRSS")
+    envs = play(batch)
+    grown = memory_bytes("VmRSS") - before
+    del first, envs
+    return grown
 
 
 def prefix_caching(bench: Bench) -> Iterator[Figure]:
