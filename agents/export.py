@@ -13,7 +13,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +257,7 @@ def write_bundle(folder: str | Path, source: Source) -> Path:
 
 def bundle_files(source: Source) -> dict[str, bytes]:
     """Return name and content of every file of the bundle."""
+    source, score_unit = with_unit_scores(source)
     tensors = source.tensors()
     expected = weight_shapes(source.kind, len(source.features), source.hidden)
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
@@ -267,7 +268,7 @@ def bundle_files(source: Source) -> dict[str, bytes]:
         PARITY: safetensors_bytes(parity_tensors(source)),
         CONFIG: model_card.yaml_text(source.config).encode(),
     }
-    manifest = _manifest(source, hashlib.sha256(files[WEIGHTS]).hexdigest())
+    manifest = _manifest(source, hashlib.sha256(files[WEIGHTS]).hexdigest(), score_unit)
     files[CARD] = model_card.text(manifest).encode()
     manifest["files"] = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in sorted(files.items())
@@ -276,7 +277,25 @@ def bundle_files(source: Source) -> dict[str, bytes]:
     return files
 
 
-def _manifest(source: Source, weights_digest: str) -> dict[str, Any]:
+def with_unit_scores(source: Source) -> tuple[Source, float]:
+    """Divide the scores by a power of two, so that none in the parity vectors exceeds 1.
+
+    That is exact in binary floating point and changes no decision, and it gives scores of every policy the
+    same scale, on which a fixed tolerance means something.
+
+    Returns
+    -------
+    source, score_unit : Source, float
+        The policy's own score is ``score_unit`` times the exported one.
+    """
+    groups = parity_tensors(source)
+    scores = np.concatenate([a[groups[f"{name[:-7]}.mask"]] for name, a in groups.items() if name.endswith(".scores")])
+    unit = float(2.0 ** max(0, int(np.ceil(np.log2(max(1e-30, float(np.abs(scores).max())))))))
+    weights = source.weights | {"score.weight": source.weights["score.weight"] / np.float32(unit)}
+    return replace(source, weights=weights), unit
+
+
+def _manifest(source: Source, weights_digest: str, score_unit: float) -> dict[str, Any]:
     return {
         "schema_version": BUNDLE_VERSION,
         "policy_id": f"{source.name}-{weights_digest[:8]}",
@@ -292,6 +311,7 @@ def _manifest(source: Source, weights_digest: str) -> dict[str, Any]:
             "decode": "argmax",
             "tie_break": "lowest_index",
             "masked_score": MASKED_SCORE,
+            "score_unit": score_unit,
             "none_available": "refused",
         },
         "trained": {name: list(source.trained.get(name, [])) for name in ("n_instances", "load", "staleness_s")},

@@ -46,8 +46,9 @@ def test_bundle_holds_exactly_the_documented_files(bundle: Path) -> None:
 def test_bundle_decides_as_the_checkpoint_does(trained: Path, bundle: Path, n: int) -> None:
     observation, mask = observations(100, n, seed=n)
     policy = PPO.load(trained, device="cpu").policy
-    expected = policy.scores(observation, mask)
-    found = load(bundle).scores(observation, mask)
+    exported = load(bundle)
+    expected = policy.scores(observation, mask) / exported.manifest["action"]["score_unit"]
+    found = exported.scores(observation, mask)
     np.testing.assert_allclose(found[mask], expected[mask], rtol=1e-5, atol=1e-5)
     assert (found[~mask] == np.float32(MASKED_SCORE)).all()
     np.testing.assert_array_equal(load(bundle).act(observation, mask), np.where(mask, expected, -np.inf).argmax(axis=1))
@@ -144,7 +145,8 @@ def test_exported_heuristic_scores_as_the_baseline_does(name: str, tmp_path: Pat
         observation /= 1000
     mask = np.ones((50, 6), np.bool_)
     expected = make_heuristic(name).score(Columns(policy.features).bind(observation))  # type: ignore[attr-defined]
-    np.testing.assert_allclose(policy.scores(observation, mask), expected, rtol=1e-6)
+    own = policy.scores(observation, mask) * policy.manifest["action"]["score_unit"]
+    np.testing.assert_allclose(own, expected, rtol=1e-6)
     np.testing.assert_array_equal(policy.act(observation, mask), expected.argmax(axis=1))
 
 

@@ -147,7 +147,7 @@ def test_value_scale_multiplies_the_critic_alone() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"prior": {"in_flight": 1.0}}, "prior: 'in_flight' is no column; did you mean in_flight_requests"),
+        ({"prior": {"in_flight": 1.0}}, "prior: 'in_flight' is no column; did you mean .*in_flight_requests"),
         ({"prior": dict.fromkeys(DEFAULT_FEATURES, 1.0)}, "15 features need as many of 8 hidden units"),
         ({"value_scale": 0.0}, "value_scale=0.0: must be positive"),
         ({"activation": "gelu"}, "policy_kwargs.activation='gelu'"),
