@@ -131,7 +131,7 @@ def exported_policy(bench: Bench) -> Iterator[Figure]:
     from fleetgym.envs.features import select
 
     hidden, rng = 32, np.random.default_rng(bench.seed)
-    features = tuple(FeatureSpec.of(feature) for feature in select())
+    features = tuple(FeatureSpec.of(feature).limited() for feature in select())
     shapes = weight_shapes("scorer_mlp", len(features), hidden)
     own = {name: shape for name, shape in shapes.items() if name not in feature_tensors(features)}
     weights = {name: (0.2 * rng.standard_normal(shape)).astype(np.float32) for name, shape in own.items()}
