@@ -11,6 +11,7 @@ import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 
 from fleetgym.agents.networks import SchemaExtractor
 from fleetgym.agents.scorer import MaskableScorerPolicy, ScorerPolicy
@@ -34,7 +35,7 @@ class AgentSpec:
     num_envs : int
         Environments stepped together.
     hyperparameters : mapping
-        Keyword arguments of the algorithm's class.
+        Keyword arguments of the algorithm's class; ``lin_0.001`` falls linearly from 0.001 to 0.
     policy_kwargs : mapping
         Keyword arguments of the policy's class (``net_arch`` ...).
     """
@@ -82,5 +83,16 @@ def _policy(spec: AgentSpec, features: tuple[str, ...]) -> tuple[Any, dict[str, 
 
 
 def _values(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy, with lists as lists: SB3 pickles what it is given."""
-    return {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in mapping.items()}
+    """Copy, with lists as lists (SB3 pickles what it is given) and ``"lin_0.001"`` as a schedule that falls to 0."""
+    return {key: _value(key, value) for key, value in mapping.items()}
+
+
+def _value(key: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, str) and value.startswith("lin_"):
+        try:
+            return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+        except ValueError:
+            raise UserError(f"hyperparameters.{key}={value!r}: must be a number or lin_NUMBER") from None
+    return value

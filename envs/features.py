@@ -78,6 +78,9 @@ _KV_USAGE = {
 }
 _CAPACITY = {"vllm": ("vllm:cache_config_info",), "sglang": ("sglang:max_total_num_tokens",)}
 
+# A gauge that could not be read is taken for a moderately busy instance: as 0 it would look idle and draw every request.
+_MISSING = {"running_requests": 32.0, "waiting_requests": 4.0, "kv_usage": 0.5}
+
 # name: (scope, tag, high, transform, scale, metrics)
 _ROWS: dict[str, tuple[Scope, Tag, float, Literal["log1p", "linear"], float, Mapping[str, tuple[str, ...]]]] = {
     "in_flight_requests": ("instance", "local", 1e5, "log1p", 256.0, {}),
@@ -103,7 +106,7 @@ _ROWS: dict[str, tuple[Scope, Tag, float, Literal["log1p", "linear"], float, Map
 def _feature(name: str, unit: str, meaning: str) -> Feature:
     scope, tag, high, transform, scale, metrics = _ROWS[name]
     low = -high if name == "priority" else 0.0
-    return Feature(name, unit, meaning, scope, tag, high, transform, scale, low, 0.0, metrics)
+    return Feature(name, unit, meaning, scope, tag, high, transform, scale, low, _MISSING.get(name, 0.0), metrics)
 
 
 FEATURES: tuple[Feature, ...] = tuple(_feature(*signal) for signal in SIGNALS)

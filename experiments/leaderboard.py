@@ -29,13 +29,23 @@ def main(cfg: DictConfig) -> float | None:
     policies = collect(cfg)
     with RunFolder.from_hydra(cfg) as run:
         episodes = run_policies(problem, policies, list(cfg.seeds))
-        rows = [{"policy": e.policy, "kind": e.kind, "seed": e.seed, **flatten(e.summary(problem))} for e in episodes]
-        table = write_leaderboard(run.path, rows, scenario=scenario(cfg, problem), seed=cfg.seed)
-        run.write_metrics(table.metrics())
+        rows = [
+            {
+                "policy": e.policy,
+                "kind": e.kind,
+                "seed": e.seed,
+                "decision_us": e.decision_us,
+                **flatten(e.summary(problem)),
+            }
+            for e in episodes
+        ]
+        facts = scenario(cfg, problem)
+        table = write_leaderboard(run.path, rows, scenario=facts, seed=cfg.seed, config=plain(cfg), versions=versions())
+        run.write_metrics(table.simulated())
         print_table(table, Console())
         for name in ("leaderboard.html", "leaderboard.png", "leaderboard.csv", "leaderboard.json"):
             print(run.path / name)
-    return min(row["e2e_s.mean"] for row in rows)
+    return table.entries[0].main.estimate
 
 
 def collect(cfg: DictConfig) -> list[Policy]:
@@ -83,17 +93,21 @@ def _distinguish(policies: Sequence[Policy]) -> None:
 def scenario(cfg: DictConfig, problem: RoutingConfig) -> dict[str, Any]:
     """Return what the page says about the scenario."""
     fleet = ", ".join(f"{g.count} x {g.gpu} {g.model} tp{g.tp}" for g in problem.cluster.instances)
+    load = "arrival times as the workload has them"
+    if problem.load is not None:
+        low, high = problem.load
+        share = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        load = f"{share} of the measured saturation rate"
     return {
         "name": cfg.name,
-        "cluster": f"{problem.cluster.name}: {fleet}",
-        "workload": f"{type(problem.workload).__name__}: {plain(cfg.workload)}",
-        "load": problem.load,
-        "num_requests": problem.num_requests,
-        "slo": vars(problem.slo),
+        "description": f"{plain(cfg.workload)['kind']} on {fleet}, offered load: {load}.",
+        "fleet": fleet,
+        "load": load,
+        "requests per seed": problem.num_requests or "all of the workload",
+        "objectives": f"TTFT {problem.slo.ttft_s:g} s + {problem.slo.ttft_s_per_1k_prompt_tokens:g} s per 1,000 "
+        f"prompt tokens, TPOT {problem.slo.tpot_s:g} s",
         "engine": problem.engine,
-        "config": plain(cfg),
-        "versions": versions(),
-        "git": git_state(),
+        "revision": (git_state() or {}).get("revision", "not in a checkout"),
     }
 
 

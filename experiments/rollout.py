@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from fleetgym.baselines import Policy
 from fleetgym.envs.cluster.engine import SIGNAL_INDEX
@@ -28,6 +29,8 @@ class Episode:
     results : ndarray of RESULT_DTYPE, shape (R,)
     instance_stats : ndarray of INSTANCE_STATS_DTYPE, shape (N,)
     gap_histogram : ndarray of int64
+    decision_us : float
+        Wall-clock microseconds per decision, all seeds decided together.
     """
 
     policy: str
@@ -37,6 +40,7 @@ class Episode:
     results: NDArray[np.void]
     instance_stats: NDArray[np.void]
     gap_histogram: NDArray[np.int64]
+    decision_us: float
 
     def summary(self, problem: RoutingConfig) -> dict[str, Any]:
         """Return the metrics of `fleetgym.envs.cluster.metrics.summarize`."""
@@ -80,8 +84,11 @@ def run_policies(
         batch.start(index)
     for policy in policies:
         policy.reset(seeds, problem.cluster.num_instances)
-    _run(batch, policies, count, progress)
-    return [_episode(batch, policies[index // count], seeds[index % count], index) for index in range(len(batch.rngs))]
+    decision_us = _run(batch, policies, count, progress)
+    return [
+        _episode(batch, policies[index // count], seeds[index % count], index, decision_us[index // count])
+        for index in range(len(batch.rngs))
+    ]
 
 
 def _columns(features: Sequence[str]) -> Any:
@@ -91,29 +98,32 @@ def _columns(features: Sequence[str]) -> Any:
     return slice(index[0], index[-1] + 1) if contiguous else index
 
 
-def _run(batch: RoutingBatch, policies: Sequence[Policy], count: int, progress: bool) -> None:
+def _run(batch: RoutingBatch, policies: Sequence[Policy], count: int, progress: bool) -> NDArray[np.float64]:
+    """Run all episodes to their ends; return microseconds per decision of each policy."""
     engine = batch.engine
     rows = [slice(i * count, (i + 1) * count) for i in range(len(policies))]
     columns = [_columns(policy.features) for policy in policies]
     actions = np.zeros(len(batch.rngs), np.int64)
+    spent_ns = [0] * len(policies)
     total = max(len(trace) for trace in batch.traces if trace is not None)
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=not progress
-    )
-    with bar:
+    steps = 0
+    look = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*look, disable=not progress) as bar:
         task = bar.add_task(f"{len(policies)} policies x {count} seeds", total=total)
-        done = 0
         while not engine.done.all():
-            for policy, own, column in zip(policies, rows, columns, strict=True):
-                actions[own] = policy.act(engine.obs[own, :, column], engine.mask[own])
+            for i, policy in enumerate(policies):
+                start_ns = time.perf_counter_ns()
+                actions[rows[i]] = policy.act(engine.obs[rows[i], :, columns[i]], engine.mask[rows[i]])
+                spent_ns[i] += time.perf_counter_ns() - start_ns
             engine.step(actions)
-            done += 1
-            if done % 256 == 0:
-                bar.update(task, completed=done)
+            steps += 1
+            if steps % 256 == 0:
+                bar.update(task, completed=steps)
         bar.update(task, completed=total)
+    return np.array(spent_ns) / 1000.0 / (steps * count)
 
 
-def _episode(batch: RoutingBatch, policy: Policy, seed: int, index: int) -> Episode:
+def _episode(batch: RoutingBatch, policy: Policy, seed: int, index: int, decision_us: float) -> Episode:
     engine = batch.engine
     engine.drain(index)
     trace = batch.traces[index]
@@ -126,4 +136,5 @@ def _episode(batch: RoutingBatch, policy: Policy, seed: int, index: int) -> Epis
         engine.results(index),
         engine.instance_stats(index),
         engine.gap_histogram(index),
+        decision_us,
     )

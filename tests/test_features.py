@@ -56,8 +56,13 @@ def test_bounds_are_declared_per_column() -> None:
 
 def test_network_input_replaces_missing_and_clips() -> None:
     features = select(["in_flight_requests", "kv_usage"])
-    raw = np.array([[np.nan, 2.0], [256.0, 0.5]], np.float32)
+    raw = np.array([[np.nan, 2.0], [256.0, np.nan]], np.float32)
     assert scaled(features, raw) == pytest.approx(np.array([[0.0, 1.0], [1.0, 0.5]]))
+
+
+def test_an_unreadable_gauge_does_not_look_idle() -> None:
+    for feature in FEATURES:
+        assert (feature.missing > 0) == (feature.tag == "scraped"), feature.name
 
 
 def test_torch_transform_equals_the_numpy_one() -> None:

@@ -84,7 +84,7 @@ def test_notes_warn_of_few_seeds_failures_gaps_and_controls() -> None:
     assert "2 seeds" in notes
     assert "e2e_penalised_s" in notes
     assert "placed last: ppo" in notes
-    assert "Control scenario" in notes
+    assert "oracle lies within 3 % of the best heuristic, least" in notes
     assert [(entry.policy, entry.place) for entry in table.entries[1:]] == [("least", 1), ("ppo", 2)]
     assert "One seed" in build_table(make_rows(least=[5.0]), scenario=SCENARIO).notes[0]
 

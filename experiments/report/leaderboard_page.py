@@ -92,7 +92,7 @@ def _row(table: LeaderboardTable, entry: Entry, strip: str) -> str:
     text = "reference" if entry.policy == table.reference else show_change(entry.change)
     change, _, bounds = text.partition(" [")
     bounds = f" <small>[{bounds}</small>" if bounds else ""
-    place = "bound" if entry.place is None else str(entry.place)
+    place = "oracle" if entry.place is None else str(entry.place)
     cells = [
         f"<td{_value(entry.place or 0)}>{place}</td>",
         f'<td class="text policy" data-v="{escape(entry.policy)}">{escape(entry.policy)}</td>',

@@ -74,7 +74,7 @@ def _dots(axes: Axes, table: LeaderboardTable, entries: Sequence[Entry]) -> None
         if math.isfinite(entry.main.low):
             axes.plot([entry.main.low * scale, entry.main.high * scale], [row, row], color=colour, linewidth=2.5)
         axes.plot(entry.main.estimate * scale, row, marker, color=colour, markersize=6, markeredgecolor="white")
-    names = [f"{'bound' if entry.place is None else entry.place}   {entry.policy}" for entry in entries]
+    names = [f"{'oracle' if entry.place is None else entry.place}   {entry.policy}" for entry in entries]
     axes.set_yticks(range(len(entries)), names)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(entries) - 0.4, -0.6)

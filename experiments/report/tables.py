@@ -68,7 +68,7 @@ class Entry:
     Attributes
     ----------
     place : int or None
-        None for an oracle: it bounds the others and does not compete.
+        None for an oracle: it reads what no router can know and does not compete.
     main : Interval
         Main metric, mean over seeds and scenarios.
     change : Interval or None
@@ -146,7 +146,7 @@ def build_table(
         )
         for name in scores.policies
     ]
-    # Oracles first, as the bound that the others are held against; then by place.
+    # Oracles first, to hold the others against; then by place.
     entries.sort(key=lambda e: (e.place or 0, not math.isfinite(e.main.estimate), sign * e.main.estimate, e.policy))
     main = next((c for c in COLUMNS if c.key == main_metric), Column(main_metric, main_metric))
     return LeaderboardTable(
@@ -217,10 +217,13 @@ def _notes(scores: Scores, entries: Sequence[Entry], reference: str | None) -> l
     missing = [entry.policy for entry in entries if not math.isfinite(entry.main.estimate)]
     if missing:
         notes.append(f"No figure in at least one seed, so placed last: {', '.join(missing)}.")
-    bounds = [entry.main.estimate for entry in entries if entry.kind == "oracle"]
+    oracles = [entry.main.estimate for entry in entries if entry.kind == "oracle"]
     best = next((entry.main.estimate for entry in entries if entry.policy == reference), math.nan)
-    if bounds and all(abs(bound / best - 1.0) < CONTROL_MARGIN for bound in bounds):
-        notes.append(f"Control scenario: the clairvoyant bound lies within 3 % of the best heuristic, {reference}.")
+    if oracles and all(abs(oracle / best - 1.0) < CONTROL_MARGIN for oracle in oracles):
+        notes.append(
+            f"The oracle lies within 3 % of the best heuristic, {reference}: knowing every answer's length is worth "
+            "little to a greedy rule here."
+        )
     return notes
 
 
@@ -313,7 +316,7 @@ def print_table(table: LeaderboardTable, console: Console) -> None:
         grid.add_column(column.header, justify="right")
     for entry in table.entries:
         style = {"learned": "bold", "bundle": "bold", "oracle": "dim"}.get(entry.kind)
-        place = "bound" if entry.place is None else str(entry.place)
+        place = "oracle" if entry.place is None else str(entry.place)
         change = "–" if entry.change is None else show_change(entry.change._replace(low=math.nan))
         change = "ref." if entry.policy == table.reference else change
         cells = [column.show(entry.metrics.get(column.key)) for column in columns]
