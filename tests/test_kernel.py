@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -82,6 +84,18 @@ def test_a_restored_snapshot_goes_on_bit_for_bit(caching):
     both = np.concatenate([actions[:, :30], actions[:, 30:]])
     seen = play(other, both)
     assert equal(seen[-3:], expected[-3:])
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
+def test_a_copied_engine_lives_on_its_own(duplicate):
+    engine = KernelEngine(cluster())
+    engine.reset(0, trace())
+    other = duplicate(engine)
+    before = other.snapshot(0)
+    expected = play(engine, np.zeros((1, 60), np.int64))
+    after = other.snapshot(0)
+    assert all((before[name] == after[name]).all() for name in before)
+    assert equal(play(other, np.zeros((1, 60), np.int64)), expected)
 
 
 def test_a_snapshot_is_not_touched_by_what_follows():

@@ -88,6 +88,7 @@ def cruise(u: Unit, until: int) -> Any:
     if end1 == EMPTY:
         return 0
     size, caching, kd = spec["block_size"], spec["caching"], spec["kd"]
+    registers_at_once = caching and depth == 1  # a block that is filled, not only one that is begun, is an event
     free = spec["usable"] - inst["used"]
     used, counted, kv_block_ns = inst["used"], inst["counted_ns"], inst["kv_block_ns"]
     returned, busy_ns, tokens = inst["returned_ns"], 0, 0
@@ -96,12 +97,13 @@ def cruise(u: Unit, until: int) -> Any:
     next_retire = u.heap[0] >> INDEX_BITS
     low = high = bin_tokens = bin_index = 0
     loops = 0
+    base_s = u.decode_s[n]
     while end0 <= until and plain0:
         needed = u.classes[place]
         if needed > free:
             break
         following = place - 1 if place > 0 else size - 1
-        if caching and (needed > 0 or u.classes[following] > 0):
+        if caching and (needed > 0 or (registers_at_once and u.classes[following] > 0)):
             break
         # the oldest iteration returns
         gap = end0 - returned
@@ -122,7 +124,7 @@ def cruise(u: Unit, until: int) -> Any:
         used += needed
         free -= needed
         begin = max(end0, end1)
-        end = begin + max(1, int((u.decode_s[n] + kd * context) * 1e9 + 0.5))
+        end = begin + max(1, int((base_s + kd * context) * 1e9 + 0.5))
         composed, plain = n, True
         clock += 1
         context += n
@@ -133,6 +135,7 @@ def cruise(u: Unit, until: int) -> Any:
             inst["head"][front] = inst["tail"][front] = NONE
             retire(u, front)
             n, context = inst["n"], inst["context"]
+            base_s = u.decode_s[n]
             next_retire = u.heap[0] >> INDEX_BITS
         loops += 1
         if depth == 2:

@@ -56,12 +56,12 @@ def unlink_free(blocks: Array, block: int) -> None:
 
 
 @jit
-def link_free(blocks: Array, block: int, before: int) -> None:
-    """Put a block into the free list behind ``before``; behind block 0 is the head."""
-    after = blocks[before]["free_next"]
-    blocks[block]["free_previous"] = before
+def link_first(blocks: Array, block: int) -> None:
+    """Put a block at the head of the free list."""
+    after = blocks[0]["free_next"]
+    blocks[block]["free_previous"] = 0
     blocks[block]["free_next"] = after
-    blocks[before]["free_next"] = block
+    blocks[0]["free_next"] = block
     blocks[after]["free_previous"] = block
 
 
@@ -120,14 +120,18 @@ def register_up_to(u: Unit, r: int, tokens: int) -> None:
 @jit
 def grow(u: Unit, r: int, held: int, end: int, returned: int) -> None:
     """Draw blocks beyond the ``held`` ones up to token ``end``; register what is filled with returned tokens."""
-    table = u.chain[r]["table"]
+    blocks, table = u.blocks, u.chain[r]["table"]
     needed = blocks_for(end, u.spec["block_size"])
+    block = blocks[0]["free_next"]
     for place in range(held, needed):
-        block = u.blocks[0]["free_next"]
-        unlink_free(u.blocks, block)
+        after = blocks[block]["free_next"]
         forget(u, block)
-        u.blocks[block]["references"] = 1
+        blocks[block]["references"] = 1
         u.table[table + place] = block
+        block = after
+    if needed > held:
+        blocks[0]["free_next"] = block
+        blocks[block]["free_previous"] = 0
     u.inst["used"] += needed - held
     register_up_to(u, r, min(end, returned))
 
@@ -163,12 +167,22 @@ def share(u: Unit, r: int, hits: int) -> None:
 @jit
 def release(u: Unit, r: int, held: int) -> None:
     """Give up a request's blocks, last one first: registered ones to the tail of the free list, others to its head."""
-    row = u.chain[r]
+    blocks, row = u.blocks, u.chain[r]
+    freed = 0
+    tail = blocks[0]["free_previous"]
     for place in range(held - 1, -1, -1):
         block = u.table[row["table"] + place]
-        u.blocks[block]["references"] -= 1
-        if u.blocks[block]["references"] == 0:
-            registered = u.blocks[block]["content"] != UNREGISTERED
-            link_free(u.blocks, block, u.blocks[0]["free_previous"] if registered else 0)
-            u.inst["used"] -= 1
+        blocks[block]["references"] -= 1
+        if blocks[block]["references"] > 0:
+            continue
+        freed += 1
+        if blocks[block]["content"] == UNREGISTERED:
+            link_first(blocks, block)
+            tail = blocks[0]["free_previous"]
+        else:
+            blocks[block]["free_previous"] = tail
+            blocks[block]["free_next"] = 0
+            blocks[tail]["free_next"] = block
+            blocks[0]["free_previous"] = tail = block
+    u.inst["used"] -= freed
     row["registered"] = 0

@@ -69,6 +69,14 @@ class KernelEngine(Engine):
         self.state = self._allocate(journal)
         self.handle = handle.make_handle(self.state)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the handle out of copies and pickles: it holds addresses."""
+        return {name: value for name, value in vars(self).items() if name != "handle"}
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        vars(self).update(attributes)
+        self.handle = handle.make_handle(self.state)
+
     def _allocate(self, journal: int) -> State:
         batch, shape = self.batch, (self.batch, self.num_instances)
         specs = self._specs
@@ -94,7 +102,7 @@ class KernelEngine(Engine):
             values=np.zeros(len(SIGNAL_NAMES)),
             journal=np.zeros((batch, 1 + journal), np.int64),
             blocks=np.zeros((*shape, pool), BLOCK),
-            buckets=np.zeros((*shape, 1 << (pool - 1).bit_length()), np.int32),
+            buckets=np.zeros((*shape, 1 << (4 * pool - 4).bit_length()), np.int32),
             chain=np.zeros((batch, 1), CHAIN),
             table=np.zeros((batch, 1), np.int32),
             ids=np.zeros((batch, 1), np.int64),
