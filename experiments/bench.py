@@ -12,7 +12,7 @@ from rich.progress import Progress
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.experiments.benchmarks import environments, simulator, streaming
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, NotMeasuredError
-from fleetgym.experiments.benchmarks.page import draw, machine, page, print_results
+from fleetgym.experiments.benchmarks.page import draw, load_average, machine, page, print_results
 from fleetgym.experiments.cli import command
 from fleetgym.experiments.config import cluster_spec, plain
 from fleetgym.experiments.run import RunFolder
@@ -71,6 +71,7 @@ def measure(bench: Bench, only: Sequence[str] | None = None, *, progress: bool =
             except NotMeasuredError as reason:
                 metrics["not_measured"][name] = str(reason)
             bar.advance(task)
+    metrics["machine"]["load_average_at_end"] = load_average()
     return metrics
 
 

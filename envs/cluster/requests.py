@@ -85,14 +85,14 @@ class Trace:
         if len(rows) == 0:
             raise UserError(f"{self.name}: the trace holds no request")
         for name in ("prompt_tokens", "output_tokens"):
-            bad = np.flatnonzero(rows[name] < 1)
-            if len(bad):
-                raise UserError(f"{self.name}: request {bad[0]}: {name}={rows[name][bad[0]]}: must be at least 1")
-        back = np.flatnonzero(np.diff(rows["arrival_ns"]) < 0)
-        if len(back) or rows["arrival_ns"][0] < 0:
-            index = int(back[0]) + 1 if len(back) else 0
-            value = rows["arrival_ns"][index]
-            raise UserError(f"{self.name}: request {index}: arrival_ns={value}: goes back in time")
+            if rows[name].min() < 1:
+                bad = int(np.argmax(rows[name] < 1))
+                raise UserError(f"{self.name}: request {bad}: {name}={rows[name][bad]}: must be at least 1")
+        times = rows["arrival_ns"]
+        back = times[1:] < times[:-1]
+        if times[0] < 0 or back.any():
+            index = int(np.argmax(back)) + 1 if back.any() else 0
+            raise UserError(f"{self.name}: request {index}: arrival_ns={times[index]}: goes back in time")
 
     def __len__(self) -> int:
         return len(self.requests)

@@ -40,8 +40,13 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "load_average_at_start": round(os.getloadavg()[0], 2) if sys.platform != "win32" else None,
+        "load_average_at_start": load_average(),
     }
+
+
+def load_average() -> float | None:
+    """Return how many processes wanted to run in the last minute; None where the system does not say."""
+    return round(os.getloadavg()[0], 2) if sys.platform != "win32" else None
 
 
 def _holds(record: Metrics) -> str:
@@ -126,7 +131,10 @@ def page(metrics: Metrics) -> str:
         f"* Machine: {m['cpu']}, {m['cores']} cores, {m['memory']}, {m['system']}",
         f"* Python {m['python']}, {packages}",
         f"* Fleet: {metrics['fleet']}",
-        f"* Load average at the start: {m['load_average_at_start']} (above 1: other processes ran beside it)",
+        f"* Load average at start and end: {m['load_average_at_start']}, {m['load_average_at_end']} "
+        + "(at the end above 1: other processes ran beside it)",
+        "",
+        "![Figures over their floors](bench.png)",
         "",
         f"One core, one torch thread, CPU seconds, {metrics['repeats']} repeats; both sides of a ratio are measured",
         "in turn in one run. The floor is held against the median; *best* is the repeat that was disturbed least.",
