@@ -74,7 +74,7 @@ class Bundle:
         self._parity, self._tie_break = parity, tie_break
         self._tested: tuple[int, int] = tuple(manifest["tested"]["n_instances"])
         self._known_n = -1
-        self._run = _session(model).run
+        self._run = open_session(model).run
         self.reset([0], 1)
 
     def reset(self, seeds: Sequence[int], num_instances: int) -> None:
@@ -170,7 +170,7 @@ class Bundle:
         return np.where((scores == top) & mask, noise, -1.0).argmax(axis=1)
 
 
-def _session(model: bytes) -> onnxruntime.InferenceSession:
+def open_session(model: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4

@@ -32,16 +32,26 @@ def transform(weights: Mapping[str, NDArray[Any]], clipped: Float) -> Float:
     return np.where(log1p, logarithm, clipped) * gain
 
 
+def rows(x: Float, matrix: Float) -> Float:
+    """``x @ matrix.T``, every row by itself.
+
+    A BLAS product may round equal rows differently by where they stand, and the lowest index among
+    equal instances would no longer be chosen.
+    """
+    out: Float = np.einsum("...i,oi->...o", x, matrix)
+    return out
+
+
 def network(weights: Mapping[str, NDArray[Any]], activation: str, x: Float, mask: Bool) -> Float:
     """Score instances by a small network that knows each row and the mean over the fleet; shape (B, N)."""
     act = np.tanh if activation == "tanh" else lambda y: np.maximum(y, np.float32(0))
     w = weights
-    h = act(x @ w["row.weight"].T + w["row.bias"][:, 0])  # (B, N, H)
+    h = act(rows(x, w["row.weight"]) + w["row.bias"][:, 0])  # (B, N, H)
     count = np.maximum(mask.sum(axis=1, keepdims=True), 1).astype(np.float32)
     g = (h * mask[:, :, None]).sum(axis=1) / count  # (B, H): mean over the instances that may be chosen
-    fleet = g @ w["pool.weight"].T + w["mix.bias"][:, 0]
-    h2 = act(h @ w["mix.weight"].T + fleet[:, None, :])
-    scores: Float = (h2 @ w["score.weight"].T)[:, :, 0]
+    fleet = rows(g, w["pool.weight"]) + w["mix.bias"][:, 0]
+    h2 = act(rows(h, w["mix.weight"]) + fleet[:, None, :])
+    scores: Float = rows(h2, w["score.weight"])[:, :, 0]
     return scores
 
 
@@ -71,7 +81,7 @@ def evaluate(
     """
     clipped = clean(weights, observation)
     if kind == "linear_score":
-        raw: Float = (clipped @ weights["score.weight"].T)[:, :, 0]
+        raw: Float = rows(clipped, weights["score.weight"])[:, :, 0]
     else:
         raw = network(weights, activation, transform(weights, clipped), mask)
     scores = np.where(mask, raw, MASKED_SCORE).astype(np.float32)

@@ -166,6 +166,15 @@ def from_checkpoint(checkpoint: str | Path, golden_hash: str | None = None) -> S
     )
 
 
+def policy_graph(policy: torch.nn.Module, features: Sequence[str]) -> bytes:
+    """Return the ONNX graph of a row scorer as it is now, the same that a bundle of it holds but for the score unit."""
+    state = policy.state_dict()
+    weights = _weights(state, Path("policy"))
+    specs = tuple(FeatureSpec.of(feature).limited() for feature in select(features, oracle=True))
+    activation = "tanh" if bool(state["mlp_extractor.uses_tanh"]) else "relu"
+    return onnx_bytes("scorer_mlp", activation, feature_tensors(specs) | weights)
+
+
 def _exportable(card: Mapping[str, Any], where: str) -> tuple[FeatureSpec, ...]:
     if card["network"] != "scorer":
         raise UserError(
@@ -376,12 +385,15 @@ def parity_tensors(source: Source) -> dict[str, Array]:
 
 
 def _decided(observation: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Return which decisions to record: rounding may turn round those between almost equal, different rows."""
+    """Return which decisions to record: not those between almost equal scores, which rounding may turn round.
+
+    Exactly equal scores of equal rows are a decision: the lowest index.
+    """
     best = scores.argmax(axis=1)[:, None]
     top = np.take_along_axis(scores, best, axis=1)
     near = scores > top - 2e-6 * np.maximum(1.0, np.abs(top))
     winner = np.take_along_axis(observation, best[:, :, None], axis=1)
-    same = ((observation == winner) | (np.isnan(observation) & np.isnan(winner))).all(axis=2)
+    same = ((observation == winner) | (np.isnan(observation) & np.isnan(winner))).all(axis=2) & (scores == top)
     return np.flatnonzero((same | ~near).all(axis=1))[:_VECTORS_PER_SIZE]
 
 

@@ -12,6 +12,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from fleetgym.agents.networks import SchemaExtractor
 from fleetgym.agents.scorer import MaskableScorerPolicy, ScorerPolicy
@@ -34,6 +35,10 @@ class AgentSpec:
         rows, for any N (`fleetgym.agents.scorer`).
     num_envs : int
         Environments stepped together.
+    normalize_reward : bool
+        Divide rewards by the running spread of returns (SB3's ``VecNormalize``) while learning. Returns of
+        thousands of request-seconds otherwise drown the actor's gradient in the critic's. The scorer has
+        ``value_scale`` for that, which keeps rewards in their units.
     hyperparameters : mapping
         Keyword arguments of the algorithm's class; ``lin_0.001`` falls linearly from 0.001 to 0.
     policy_kwargs : mapping
@@ -43,6 +48,7 @@ class AgentSpec:
     algorithm: Literal["ppo", "maskable_ppo", "dqn"]
     network: Literal["mlp", "scorer"] = "mlp"
     num_envs: int = 128
+    normalize_reward: bool = False
     name: str = ""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -61,14 +67,23 @@ class AgentSpec:
 def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
     """Build an untrained model on ``env``; everything random follows from ``seed``."""
     policy, policy_kwargs = _policy(spec, env.env.config.features)
+    learning_env = learner_env(spec, env)
     return ALGORITHMS[spec.algorithm](
         policy,
-        env,
+        learning_env,
         seed=seed,
         device="cpu",
         policy_kwargs=policy_kwargs,
         **_values(spec.hyperparameters),
     )
+
+
+def learner_env(spec: AgentSpec, env: FleetVecEnv) -> VecEnv:
+    """Return the environment as the algorithm sees it, its rewards normalised if ``spec`` says so."""
+    if not spec.normalize_reward:
+        return env
+    gamma = float(spec.hyperparameters.get("gamma", 0.99))
+    return VecNormalize(env, norm_obs=False, norm_reward=True, clip_reward=float("inf"), gamma=gamma)
 
 
 def _policy(spec: AgentSpec, features: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from fleetgym.agents.bundle import open_session
 from fleetgym.agents.checkpoint import read_card
+from fleetgym.agents.export import policy_graph
 from fleetgym.agents.factory import ALGORITHMS
 from fleetgym.envs import ROUTING_ID
 from fleetgym.envs.errors import UserError
@@ -26,6 +28,10 @@ from fleetgym.envs.features import schema_digest
 
 class LearnedPolicy:
     """Greedy actions of a trained model: the allowed instance with the highest logit or Q value.
+
+    A row scorer is evaluated as the graph that its bundle holds, so that checkpoint and bundle take the same
+    decisions to the last bit: torch rounds equal rows differently by where they stand in a batch, and
+    half the fleet looks alike whenever it is idle.
 
     Parameters
     ----------
@@ -45,7 +51,11 @@ class LearnedPolicy:
         self._policy.set_training_mode(False)
         shape = model.observation_space.shape
         assert shape is not None
-        self.num_instances: int | None = None if getattr(self._policy, "any_num_instances", False) else shape[0]
+        self.num_instances: int | None = shape[0]
+        self._graph: Any = None
+        if getattr(self._policy, "any_num_instances", False):
+            self.num_instances = None
+            self._graph = open_session(policy_graph(self._policy, features))
 
     def reset(self, seeds: Sequence[int], num_instances: int) -> None:
         """Check that the model fits a fleet of ``num_instances``; it keeps no state."""
@@ -57,12 +67,14 @@ class LearnedPolicy:
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Choose the best allowed instance per environment (`fleetgym.baselines.base.Policy.act`)."""
+        if self._graph is not None:
+            return self._graph.run(["action"], {"obs": np.ascontiguousarray(observation), "mask": mask})[0]
         return np.where(mask, self.scores(observation, mask), -np.inf).argmax(axis=1)
 
     def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return logits or Q values, shape (B, N)."""
-        if self.num_instances is None:
-            return self._policy.scores(observation, mask)
+        if self._graph is not None:
+            return self._graph.run(["scores"], {"obs": np.ascontiguousarray(observation), "mask": mask})[0]
         with torch.no_grad():
             tensor = torch.as_tensor(observation)
             if isinstance(self.model, DQN):

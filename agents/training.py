@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from fleetgym.agents.checkpoint import write_card
-from fleetgym.agents.factory import AgentSpec, make_model
+from fleetgym.agents.factory import AgentSpec, learner_env, make_model
 from fleetgym.agents.learned import LearnedPolicy
 from fleetgym.agents.vec_env import FleetVecEnv
 from fleetgym.envs.errors import UserError, did_you_mean
@@ -220,12 +219,18 @@ def train(
     prepare : callable, optional
         Called with the model before it learns (e.g. to attach loggers).
 
+    The weights depend on the number of torch threads: set it before (``torch.set_num_threads(1)``).
+
     Returns
     -------
     model, history
         The trained model and one row per held-out evaluation.
     """
-    torch.set_num_threads(1)
+    if problem.available is not None and agent.network == "mlp" and agent.algorithm != "maskable_ppo":
+        raise UserError(
+            f"available={list(problem.available)}: {agent.algorithm} with network='mlp' cannot tell which instances exist; "
+            "train with available=null, or with network='scorer' or algorithm='maskable_ppo'"
+        )
     env = FleetVecEnv(RoutingVectorEnv(agent.num_envs, config=problem, stagger=True))
     env.seed(seed)
     model = make_model(agent, env, seed) if resume is None else _resumed(resume, agent, env, seed)
@@ -254,7 +259,7 @@ def _resumed(path: str | Path, agent: AgentSpec, env: FleetVecEnv, seed: int) ->
     model = policy.model
     if model.n_envs != env.num_envs:
         raise UserError(f"resume={str(path)!r}: trained with num_envs={model.n_envs}, agent.num_envs={env.num_envs}")
-    model.set_env(env)
+    model.set_env(learner_env(agent, env))
     # A resumed run must not replay the episodes that the first part has seen.
     env.seed(seed + model.num_timesteps)
     model.set_random_seed(seed + model.num_timesteps)

@@ -1,0 +1,187 @@
+"""Training: every algorithm learns a few steps, runs repeat, resume, keep their best model and refuse the impossible."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fleetgym.agents.checkpoint import read_card
+from fleetgym.agents.factory import AgentSpec
+from fleetgym.agents.learned import load_checkpoint
+from fleetgym.agents.training import SELECT_BY, TrainSpec, held_out_score, train
+from fleetgym.baselines import make_heuristic
+from fleetgym.envs import ROUTING_ID
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
+from fleetgym.envs.routing.batch import RoutingConfig, resolve
+
+PPO = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
+SPECS = {
+    "ppo": AgentSpec("ppo", num_envs=4, hyperparameters=PPO, normalize_reward=True),
+    "maskable_ppo": AgentSpec("maskable_ppo", num_envs=4, hyperparameters=PPO, normalize_reward=True),
+    "ppo_scorer": AgentSpec("ppo", "scorer", num_envs=4, hyperparameters=PPO),
+    "maskable_scorer": AgentSpec("maskable_ppo", "scorer", num_envs=4, hyperparameters=PPO),
+    "dqn": AgentSpec(
+        "dqn",
+        num_envs=4,
+        hyperparameters={"learning_starts": 16, "batch_size": 16, "buffer_size": 500, "train_freq": 2},
+    ),
+}
+PLAN = TrainSpec(128, eval_every_timesteps=64, eval_episodes=2, checkpoint_every_timesteps=64)
+
+
+def problem(**arguments: object) -> RoutingConfig:
+    return resolve(**{"num_requests": 40, **arguments})
+
+
+def card(spec: AgentSpec, config: RoutingConfig) -> dict[str, object]:
+    return {
+        "name": spec.algorithm,
+        "env_id": ROUTING_ID,
+        "algorithm": spec.algorithm,
+        "network": spec.network,
+        "features": list(config.features),
+        "schema_version": SCHEMA_VERSION,
+        "schema_digest": schema_digest(config.features),
+        "golden_hash": "",
+        "trained_ranges": {},
+    }
+
+
+def learn(folder: Path, name: str = "ppo_scorer", plan: TrainSpec = PLAN, seed: int = 0, **options: object):
+    spec = SPECS[name]
+    knows_fleet = spec.network == "scorer" or spec.algorithm == "maskable_ppo"
+    config = problem(available=[4, 8] if knows_fleet else None)
+    return train(spec, config, config, plan, folder, card(spec, config), seed=seed, progress_bar=False, **options)
+
+
+def weights(folder: Path, name: str = "last_model.zip") -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / name).model.policy.state_dict()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_algorithm_learns_and_its_checkpoint_decides(name: str, tmp_path: Path) -> None:
+    model, history = learn(tmp_path, name)
+    assert model.num_timesteps >= 128
+    assert [row["timesteps"] for row in history] == sorted({row["timesteps"] for row in history})
+    for checkpoint in ("best_model.zip", "last_model.zip"):
+        assert read_card(tmp_path / checkpoint)["algorithm"] == SPECS[name].algorithm
+        policy = load_checkpoint(tmp_path / checkpoint)
+        score = held_out_score(policy, problem(), 2)
+        assert np.isfinite(list(score.values())).all()
+    assert len(list((tmp_path / "checkpoints").glob("*_steps.zip"))) >= 1
+
+
+def test_equal_seeds_give_equal_weights_and_other_seeds_others(tmp_path: Path) -> None:
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        learn(tmp_path / folder, seed=seed)
+    a, b, c = (weights(tmp_path / folder) for folder in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_best_model_is_the_one_with_the_best_held_out_figure(tmp_path: Path) -> None:
+    _, history = learn(tmp_path)
+    best = min(row["mean_e2e_s"] for row in history)
+    config = problem(available=[4, 8])
+    assert held_out_score(load_checkpoint(tmp_path / "best_model.zip"), config, 2)["mean_e2e_s"] == best
+
+
+def test_resume_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    learn(tmp_path)
+    done = read_card(tmp_path / "last_model.zip")["num_timesteps"]
+    longer = TrainSpec(done + 64, eval_every_timesteps=64, eval_episodes=2)
+    model, history = learn(tmp_path, plan=longer, resume=tmp_path / "last_model.zip")
+    assert model.num_timesteps >= done + 64
+    assert history[0]["timesteps"] == done
+    with pytest.raises(UserError, match=f"total_timesteps={done}: the checkpoint has"):
+        learn(tmp_path, plan=TrainSpec(done), resume=tmp_path / "last_model.zip")
+
+
+def test_resume_refuses_another_observation_and_number_of_environments(tmp_path: Path) -> None:
+    learn(tmp_path)
+    spec = SPECS["ppo_scorer"]
+    other = problem(features=["in_flight_requests", "kv_usage"])
+    options = {"seed": 0, "progress_bar": False, "resume": tmp_path / "last_model.zip"}
+    with pytest.raises(UserError, match="another observation"):
+        train(spec, other, other, TrainSpec(999), tmp_path, card(spec, other), **options)
+    wider = AgentSpec("ppo", "scorer", num_envs=8, hyperparameters=PPO)
+    with pytest.raises(UserError, match="num_envs=4"):
+        train(wider, problem(), problem(), TrainSpec(999), tmp_path, card(wider, problem()), **options)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_agents_without_masks_need_a_fixed_fleet(name: str, tmp_path: Path) -> None:
+    spec, config = SPECS[name], problem(available=[4, 8])
+    with pytest.raises(UserError, match=r"available=\[4, 8\].*cannot tell which instances exist"):
+        train(spec, config, config, PLAN, tmp_path, card(spec, config), seed=0, progress_bar=False)
+
+
+def test_a_scorer_serves_any_number_of_instances_and_an_mlp_does_not(tmp_path: Path) -> None:
+    learn(tmp_path / "scorer")
+    learn(tmp_path / "mlp", "ppo")
+    load_checkpoint(tmp_path / "scorer" / "best_model.zip").reset([0], 3)
+    with pytest.raises(UserError, match=r"exactly 8 instances, the cluster has 3.*ppo_scorer"):
+        load_checkpoint(tmp_path / "mlp" / "best_model.zip").reset([0], 3)
+
+
+def test_checkpoints_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    learn(tmp_path)
+    good = tmp_path / "best_model.zip"
+    with pytest.raises(UserError, match="no such file"):
+        load_checkpoint(tmp_path / "nothing.zip")
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "text.zip")
+    bare = tmp_path / "bare.zip"
+    shutil.copy(good, bare)
+    with pytest.raises(UserError, match="bare"):
+        load_checkpoint(bare)
+    for key, value, message in (
+        ("env_id", "fleetgym/Partition-v0", "trained for 'fleetgym/Partition-v0'"),
+        ("schema_digest", "0", "another version of the observation schema"),
+    ):
+        text = good.with_suffix(".json").read_text()
+        changed = text.replace(f'"{key}": "{read_card(good)[key]}"', f'"{key}": "{value}"')
+        assert changed != text
+        bare.with_suffix(".json").write_text(changed)
+        with pytest.raises(UserError, match=message):
+            load_checkpoint(bare)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"algorithm": "ppo", "hyperparameters": {"learning_rat": 1}}, "did you mean learning_rate"),
+        ({"algorithm": "dqn", "network": "scorer"}, "not available for algorithm='dqn'"),
+        ({"algorithm": "ppo", "num_envs": 0}, "num_envs=0"),
+    ],
+)
+def test_impossible_agents_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AgentSpec(**arguments)
+
+
+def test_a_schedule_that_is_no_number_is_named(tmp_path: Path) -> None:
+    SPECS["broken"] = AgentSpec("ppo", num_envs=4, hyperparameters={**PPO, "learning_rate": "lin_fast"})
+    try:
+        with pytest.raises(UserError, match="learning_rate='lin_fast'"):
+            learn(tmp_path, "broken")
+    finally:
+        del SPECS["broken"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"total_timesteps": 0}, {"eval_episodes": 0}, {"checkpoint_every_timesteps": 0}, {"select_by": "e2e"}]
+)
+def test_impossible_plans_are_named(arguments: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=next(iter(arguments))):
+        TrainSpec(**{"total_timesteps": 10, **arguments})
+
+
+def test_held_out_episodes_are_the_same_for_every_policy() -> None:
+    first, again = (held_out_score(make_heuristic("least_inflight"), problem(), 3) for _ in range(2))
+    assert first == again
+    assert set(SELECT_BY) <= set(first)
