@@ -231,7 +231,7 @@ def train(
             f"available={list(problem.available)}: {agent.algorithm} with network='mlp' cannot tell which instances exist; "
             "train with available=null, or with network='scorer' or algorithm='maskable_ppo'"
         )
-    env = FleetVecEnv(RoutingVectorEnv(agent.num_envs, config=problem, stagger=True))
+    env = FleetVecEnv(RoutingVectorEnv(agent.num_envs, config=problem, stagger=True, episode_metrics=False))
     env.seed(seed)
     model = make_model(agent, env, seed) if resume is None else _resumed(resume, agent, env, seed)
     done = model.num_timesteps

@@ -16,7 +16,7 @@ class FleetVecEnv(VecEnv):
     """SB3's view of a `RoutingVectorEnv`.
 
     At an episode's end ``infos[i]`` holds ``terminal_observation``, ``TimeLimit.truncated``, ``episode``
-    (return ``r``, length ``l``, as `Monitor` gives them) and ``episode_metrics``.
+    (return ``r``, length ``l``, as `Monitor` gives them) and, if the environment reports them, ``episode_metrics``.
     ``env_method("action_masks")`` answers for all environments with one array.
     """
 
@@ -53,12 +53,12 @@ class FleetVecEnv(VecEnv):
                 "terminal_observation": info["final_obs"][index],
                 "TimeLimit.truncated": True,
                 "episode": {"r": float(self._returns[index]), "l": int(self._lengths[index]), "t": 0.0},
-                "episode_metrics": {
-                    name: float(values[index])
-                    for name, values in info["final_info"]["episode_metrics"].items()
-                    if not name.startswith("_")
-                },
             }
+            metrics = info["final_info"].get("episode_metrics")
+            if metrics is not None:
+                infos[index]["episode_metrics"] = {
+                    name: float(values[index]) for name, values in metrics.items() if not name.startswith("_")
+                }
             self._returns[index] = 0.0
             self._lengths[index] = 0
         return observations, rewards.astype(np.float32), dones, infos

@@ -30,6 +30,9 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         B.
     stagger : bool
         Cut the first episode of each environment to a random length, so that later ends do not coincide.
+    episode_metrics : bool
+        At an episode's end run its cluster dry and report ``final_info["episode_metrics"]``; without, an
+        episode's end costs less.
     render_mode : {"rgb_array"}, optional
         ``render()`` then returns one picture per environment.
     config : RoutingConfig, optional
@@ -49,6 +52,7 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         num_envs: int = 1,
         *,
         stagger: bool = False,
+        episode_metrics: bool = True,
         render_mode: str | None = None,
         config: RoutingConfig | None = None,
         **arguments: Any,
@@ -60,12 +64,14 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         self.render_mode = render_mode
         self.num_envs = num_envs
         self.stagger = stagger
+        self.episode_metrics = episode_metrics
         self.config = config or resolve(**arguments)
         self.batch = RoutingBatch(self.config, num_envs)
         self.single_observation_space = self.batch.observation_space
         self.single_action_space = spaces.Discrete(self.config.cluster.num_instances)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self._seeded = False
         self._never = np.zeros(num_envs, np.bool_)
 
     def reset(
@@ -75,9 +81,10 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
         for index in range(self.num_envs):
             own = None if seeds is None else seeds[index]
-            if own is not None or self.batch.traces[index] is None:
+            if own is not None or not self._seeded:
                 self.batch.rngs[index] = gym.utils.seeding.np_random(own)[0]
             self.batch.start(index, self._first_length(index))
+        self._seeded = True
         return self.batch.observations(), {"action_mask": self.action_masks()}
 
     def _first_length(self, index: int) -> int | None:
@@ -96,15 +103,14 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         info: dict[str, Any] = {"reward_terms": dict(zip(TERM_NAMES, engine.terms.T.copy(), strict=True))}
         if truncations.any():
             for index in np.flatnonzero(truncations).tolist():
-                final = {
-                    "final_obs": self.batch.observation(index),
-                    "final_info": {
-                        "action_mask": engine.mask[index].copy(),
-                        "reward_terms": self.batch.terms(index),
-                        "episode_metrics": self.batch.finish(index),
-                    },
+                final: dict[str, Any] = {
+                    "action_mask": engine.mask[index].copy(),
+                    "reward_terms": self.batch.terms(index),
                 }
-                info = self._add_info(info, final, index)
+                observation = self.batch.observation(index)
+                if self.episode_metrics:
+                    final["episode_metrics"] = self.batch.finish(index)
+                info = self._add_info(info, {"final_obs": observation, "final_info": final}, index)
                 self.batch.start(index)
         info["action_mask"] = self.action_masks()
         return self.batch.observations(), rewards, self._never.copy(), truncations, info

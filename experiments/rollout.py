@@ -78,7 +78,7 @@ def run_policies(
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UserError(f"policies: {', '.join(sorted(repeated))} named twice")
     count = len(seeds)
-    batch = RoutingBatch(problem, len(policies) * count)
+    batch = RoutingBatch(problem, len(policies) * count, keep_traces=True)
     for index in range(len(policies) * count):
         batch.rngs[index] = np.random.default_rng(seeds[index % count])
         batch.start(index)

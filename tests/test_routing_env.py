@@ -175,7 +175,7 @@ def test_load_is_relative_to_the_available_instances() -> None:
     rates = {}
     for seed in range(12):
         _, info = env.reset(seed=seed)
-        times = env._batch.traces[0].requests["arrival_ns"]
+        times = env._engine.requests(0)["arrival_ns"]
         rates.setdefault(info["action_mask"].sum(), []).append(len(times) / (times[-1] * 1e-9))
     counts = sorted(rates)
     assert np.mean(rates[counts[-1]]) > np.mean(rates[counts[0]])

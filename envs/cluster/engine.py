@@ -161,6 +161,10 @@ class Engine(ABC):
         """Advance cluster ``index``, all of whose requests are dispatched, until nothing is left to do."""
 
     @abstractmethod
+    def requests(self, index: int) -> NDArray[np.void]:
+        """Return the requests of the episode: REQUEST_DTYPE, shape (R,), a copy without classes and block chains."""
+
+    @abstractmethod
     def results(self, index: int) -> NDArray[np.void]:
         """Return what became of each request: RESULT_DTYPE, shape (R,), a copy."""
 

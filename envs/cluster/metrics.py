@@ -115,12 +115,12 @@ def run_end_ns(trace: Trace, results: NDArray[np.void]) -> int:
 
 
 def latencies(
-    trace: Trace, results: NDArray[np.void]
+    requests: NDArray[np.void], results: NDArray[np.void]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """TTFT, TPOT and E2E of each request in seconds, shape (R,) each, NaN where they do not exist."""
-    arrival, first_token = trace.requests["arrival_ns"], results["first_token_ns"]
+    arrival, first_token = requests["arrival_ns"], results["first_token_ns"]
     finish = np.where(results["status"] == FINISHED, results["finish_ns"], -1)
-    outputs = trace.requests["output_tokens"].astype(np.float64)
+    outputs = requests["output_tokens"].astype(np.float64)
     after_first = np.where(outputs > 1, outputs - 1.0, np.nan)
     tpot = np.where(first_token >= 0, _seconds(finish, first_token), np.nan) / after_first
     return _seconds(first_token, arrival), tpot, _seconds(finish, arrival)
@@ -150,7 +150,7 @@ def per_request(
         raise ValueError(f"results: {len(results)} rows for {len(rows)} requests")
     arrival = rows["arrival_ns"]
     finished = results["status"] == FINISHED
-    ttft, tpot, e2e = latencies(trace, results)
+    ttft, tpot, e2e = latencies(rows, results)
     end = run_end_ns(trace, results) if end_ns is None else end_ns
     return {
         "request": np.arange(len(rows)),

@@ -175,6 +175,13 @@ class ReferenceEngine(Engine):
             raise UserError(f"drain: cluster {index} has {left} requests that are not dispatched yet")
         cluster.drain()
 
+    def requests(self, index: int) -> NDArray[np.void]:
+        """Return the requests of the episode: REQUEST_DTYPE, shape (R,), a copy without classes and block chains."""
+        rows = self._cluster(index).trace.requests.copy()
+        for name in ("class_id", "block_start", "block_count"):
+            rows[name] = 0
+        return rows
+
     def results(self, index: int) -> NDArray[np.void]:
         """Return what became of each request: RESULT_DTYPE, shape (R,), a copy."""
         return self._cluster(index).ledger.results.copy()

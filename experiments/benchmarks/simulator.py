@@ -17,7 +17,7 @@ from fleetgym.envs.cluster.engine import Engine, make_engine
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.routing.batch import at_rate
+from fleetgym.envs.routing.batch import stretch
 from fleetgym.envs.routing.load import saturation_rps
 from fleetgym.envs.workloads import Workload, make_workload
 from fleetgym.experiments.benchmarks.measure import (
@@ -37,7 +37,8 @@ def loaded_trace(workload: Workload, cluster: ClusterSpec, load: float, count: i
     """Draw requests that offer ``load`` times the measured saturation rate of ``cluster``."""
     rate_rps = load * sum(saturation_rps(spec, workload) for spec in cluster.expanded)
     trace = workload.episode(np.random.default_rng(seed), count)
-    return at_rate(trace, workload.mean_rate_rps / rate_rps)
+    stretch(trace, workload.mean_rate_rps / rate_rps)
+    return trace
 
 
 def round_robin(num_instances: int, shape: tuple[int, int]) -> NDArray[np.int64]:

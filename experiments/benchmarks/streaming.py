@@ -11,7 +11,7 @@ import numpy as np
 from fleetgym.envs.cluster.kernel.stream import round_robin, stream
 from fleetgym.envs.cluster.requests import FINISHED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec
-from fleetgym.envs.routing.batch import at_rate
+from fleetgym.envs.routing.batch import stretch
 from fleetgym.envs.routing.load import saturation_rps
 from fleetgym.envs.workloads import make_workload
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, in_new_process, memory_bytes
@@ -63,7 +63,8 @@ def parts(cluster: ClusterSpec, count: int, part: int, seed: int) -> Iterator[Tr
     rate_rps = LOAD * sum(saturation_rps(spec, workload) for spec in cluster.expanded)
     end_ns = 0
     for first in range(0, count, part):
-        trace = at_rate(workload.episode(rng, min(part, count - first)), workload.mean_rate_rps / rate_rps)
+        trace = workload.episode(rng, min(part, count - first))
+        stretch(trace, workload.mean_rate_rps / rate_rps)
         trace.requests["arrival_ns"] += end_ns
         end_ns = int(trace.requests["arrival_ns"][-1]) + round(1e9 / rate_rps)
         yield trace

@@ -27,6 +27,7 @@ from fleetgym.envs.cluster.requests import (
     FINISHED,
     INSTANCE_STATS_DTYPE,
     REJECTED,
+    REQUEST_DTYPE,
     RESULT_DTYPE,
     UNFINISHED,
     Trace,
@@ -220,6 +221,16 @@ class KernelEngine(Engine):
         if count == 0:
             raise UserError(f"cluster {index} has no trace yet: call reset first")
         return count
+
+    def requests(self, index: int) -> NDArray[np.void]:
+        """Return the requests of the episode: REQUEST_DTYPE, shape (R,), a copy without classes and block chains."""
+        rows = self.state.req[index, : self._check_started(index)]
+        out = np.zeros(len(rows), REQUEST_DTYPE)
+        for target, source in (("prompt_tokens", "prompt"), ("output_tokens", "output")):
+            out[target] = rows[source]
+        for name in ("arrival_ns", "priority"):
+            out[name] = rows[name]
+        return out
 
     def results(self, index: int) -> NDArray[np.void]:
         """Return what became of each request: RESULT_DTYPE, shape (R,), a copy."""
