@@ -24,10 +24,14 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 install: $(INSTALLED)  ## make .venv and install the tested set
 
 demo: install  ## train a router, rank it, print where the results lie
-	$(BIN)/fleetgym train experiment=demo hydra.run.dir=outputs/demo/train
-	$(BIN)/fleetgym leaderboard experiment=demo hydra.run.dir=outputs/demo/leaderboard
+	@# On the Azure trace if it is here or can be fetched, else on requests like it from the embedded generator.
+	@$(BIN)/fleetgym download-traces azure_conversation \
+		&& echo demo_azure > $(VENV)/.demo \
+		|| { echo "demo: no trace, so requests are generated"; echo demo > $(VENV)/.demo; }
+	$(BIN)/fleetgym train experiment=$$(cat $(VENV)/.demo) hydra.run.dir=outputs/demo/train
+	$(BIN)/fleetgym leaderboard experiment=$$(cat $(VENV)/.demo) hydra.run.dir=outputs/demo/leaderboard
 	@echo "Trained router: $(CURDIR)/outputs/demo/train"
-	@echo "Leaderboard:    $(CURDIR)/outputs/demo/leaderboard"
+	@echo "Leaderboard:    $(CURDIR)/outputs/demo/leaderboard/leaderboard.html"
 
 test: install  ## tests, then lint and types
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2
