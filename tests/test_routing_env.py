@@ -14,6 +14,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from fleetgym.envs import ENV_IDS
 from fleetgym.envs.cluster.engine import TERM_NAMES
+from fleetgym.envs.cluster.metrics import per_request
+from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import DEFAULT_FEATURES, ORACLE_FEATURES
 from fleetgym.envs.wrappers import ScaleObservation
@@ -230,3 +232,18 @@ def test_scaled_observations_are_of_order_one() -> None:
         observation, *_ = env.step(env.action_space.sample())
         assert observation in env.observation_space
     assert np.abs(observation).max() < 3.0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_episode_metrics_are_those_of_the_metrics_module(engine: str) -> None:
+    env = make(engine=engine, num_requests=80, load=1.5).unwrapped
+    env.reset(seed=0)
+    truncated = False
+    while not truncated:
+        *_, truncated, info = env.step(6)
+    requests, results = env._engine.requests(0), env._engine.results(0)
+    columns = per_request(Trace(requests), results, env.config.slo)
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        assert info["episode_metrics"][f"mean_{name}"] == pytest.approx(np.nanmean(columns[name]), rel=1e-12)
+    assert info["episode_metrics"]["slo_attainment"] == columns["slo_met"].mean()
+    assert info["episode_metrics"]["preemptions"] == columns["preemptions"].sum()

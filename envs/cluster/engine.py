@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.requests import Trace
+from fleetgym.envs.cluster.requests import FINISHED, REJECTED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.errors import UserError, did_you_mean
 
@@ -167,6 +167,34 @@ class Engine(ABC):
     @abstractmethod
     def results(self, index: int) -> NDArray[np.void]:
         """Return what became of each request: RESULT_DTYPE, shape (R,), a copy."""
+
+    def episode_totals(self, index: int) -> NDArray[np.float64]:
+        """Return sums over the requests, added one by one in index order, shape (9,).
+
+        TTFT in seconds and how many requests have one; the same for TPOT and for E2E; requests within their
+        SLO; rejected requests; preemptions.
+        """
+        out = [0.0] * 9
+        slo = self.slo
+        for request, result in zip(self.requests(index), self.results(index), strict=True):
+            arrival, first, finish = int(request["arrival_ns"]), int(result["first_token_ns"]), int(result["finish_ns"])
+            ttft_s = (first - arrival) * 1e-9 if first >= 0 else 0.0
+            if first >= 0:
+                out[0] += ttft_s
+                out[1] += 1
+            if result["status"] == FINISHED:
+                tpot_s = 0.0
+                if request["output_tokens"] > 1:
+                    tpot_s = (finish - first) * 1e-9 / (int(request["output_tokens"]) - 1)
+                    out[2] += tpot_s
+                    out[3] += 1
+                out[4] += (finish - arrival) * 1e-9
+                out[5] += 1
+                limit_s = slo.ttft_s + slo.ttft_s_per_1k_prompt_tokens * int(request["prompt_tokens"]) / 1000
+                out[6] += ttft_s <= limit_s and tpot_s <= slo.tpot_s
+            out[7] += int(result["status"] == REJECTED)
+            out[8] += int(result["preemptions"])
+        return np.array(out)
 
     @abstractmethod
     def instance_stats(self, index: int) -> NDArray[np.void]:

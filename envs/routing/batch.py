@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import SIGNAL_INDEX, TERM_NAMES, make_engine
-from fleetgym.envs.cluster.metrics import latencies, slo_met
-from fleetgym.envs.cluster.requests import FINISHED, REJECTED, Trace
+from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
@@ -211,22 +211,17 @@ class RoutingBatch:
     def finish(self, index: int) -> dict[str, float]:
         """Run a finished episode's cluster dry and return its latency metrics."""
         self.engine.drain(index)
-        requests, results = self.engine.requests(index), self.engine.results(index)
-        ttft, tpot, e2e = latencies(requests, results)
-        met = slo_met(ttft, tpot, requests["prompt_tokens"], self.config.slo) & (results["status"] == FINISHED)
+        ttft_s, first_tokens, tpot_s, spans, e2e_s, finished, met, rejected, preemptions = self.engine.episode_totals(
+            index
+        ).tolist()
         return {
-            "mean_ttft_s": _mean(ttft),
-            "mean_tpot_s": _mean(tpot),
-            "mean_e2e_s": _mean(e2e),
-            "slo_attainment": float(met.mean()),
-            "rejected": float(np.count_nonzero(results["status"] == REJECTED)),
-            "preemptions": float(results["preemptions"].sum()),
+            "mean_ttft_s": ttft_s / first_tokens if first_tokens else math.nan,
+            "mean_tpot_s": tpot_s / spans if spans else math.nan,
+            "mean_e2e_s": e2e_s / finished if finished else math.nan,
+            "slo_attainment": met / int(self.engine.pending[index] + 1),
+            "rejected": rejected,
+            "preemptions": preemptions,
         }
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
 
 
 def stretch(trace: Trace, factor: float) -> None:

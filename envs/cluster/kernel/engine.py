@@ -22,6 +22,7 @@ from fleetgym.envs.cluster.kernel.state import (
     SPEC,
     State,
 )
+from fleetgym.envs.cluster.kernel.totals import episode_totals
 from fleetgym.envs.cluster.latency import LatencyTables
 from fleetgym.envs.cluster.requests import (
     FINISHED,
@@ -133,7 +134,7 @@ class KernelEngine(Engine):
         state = self.state
         state.env[index] = np.zeros((), CLUSTER)
         state.env[index]["requests"] = count
-        state.inst[index] = np.zeros((), INSTANCE)
+        state.inst[index].view(np.uint8).fill(0)
         state.inst[index]["spec"] = self._kinds[index]
         state.inst[index]["available"] = flags
         if self._caching:
@@ -144,7 +145,7 @@ class KernelEngine(Engine):
         """Write a trace into the request rows of cluster ``index`` from row ``start`` on."""
         self._make_room(req=start + len(trace))
         rows = self.state.req[index, start : start + len(trace)]
-        rows[:] = np.zeros((), REQUEST)
+        rows.view(np.uint8).fill(0)  # assigning a zero record goes field by field, 15 times slower
         for target, source in (("prompt", "prompt_tokens"), ("output", "output_tokens")):
             rows[target] = trace.requests[source]
         for name in ("arrival_ns", "priority"):
@@ -246,6 +247,12 @@ class KernelEngine(Engine):
             out[name] = rows[name]
         if self._caching:
             out["cached_tokens"] = self.state.chain["cached"][index, :count]
+        return out
+
+    def episode_totals(self, index: int) -> NDArray[np.float64]:
+        """Return sums over the requests, as the base class does."""
+        out = np.zeros(9)
+        episode_totals(self.state.req[index, : self._check_started(index)], self.state.slo, out)
         return out
 
     def instance_stats(self, index: int) -> NDArray[np.void]:
