@@ -45,7 +45,7 @@ def no_session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def refuse(model: bytes) -> None:
         raise AssertionError("onnxruntime was given a file that should have been refused")
 
-    monkeypatch.setattr(bundle_module, "_session", refuse)
+    monkeypatch.setattr(bundle_module, "open_session", refuse)
     return None
 
 
