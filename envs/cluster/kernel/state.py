@@ -54,10 +54,22 @@ REQUEST = np.dtype(
 
 INSTANCE = np.dtype(
     [
-        ("spec", np.int64),
-        ("available", np.int64),
-        # time
+        # read at every decision: together, so that they share two cache lines
         ("next_ns", np.int64),  # end of the oldest iteration in flight; NEVER: idle, or blocked until an arrival
+        ("available", np.int64),
+        ("spec", np.int64),
+        ("in_flight", np.int64),
+        ("prompt_tokens", np.int64),
+        ("awaiting", np.int64),
+        ("awaiting_tokens", np.int64),
+        ("streamed", np.int64),
+        ("dispatch_ns", np.int64),
+        ("ttft_ewma_s", np.float64),  # negative: none yet
+        ("running", np.int64),
+        ("waiting", np.int64),
+        ("used", np.int64),  # KV blocks
+        ("output_tokens", np.int64),
+        # time
         ("last_end_ns", np.int64),  # end of the latest composed iteration
         ("returned_ns", np.int64),  # end of the latest returned iteration
         ("counted_ns", np.int64),  # kv_block_ns is integrated up to here
@@ -84,22 +96,10 @@ INSTANCE = np.dtype(
         ("partial_computed", np.int64),
         ("run_head", np.int64),
         ("run_tail", np.int64),
-        ("running", np.int64),
         ("wait_head", np.int64),
         ("wait_tail", np.int64),
-        ("waiting", np.int64),
         ("blocked", np.int64),  # the head of the queue has to wait until a request finishes
-        ("used", np.int64),  # KV blocks
         ("stall", np.int64),  # tokens computed since the last one returned
-        # what the router sees
-        ("in_flight", np.int64),
-        ("prompt_tokens", np.int64),
-        ("output_tokens", np.int64),
-        ("awaiting", np.int64),
-        ("awaiting_tokens", np.int64),
-        ("streamed", np.int64),
-        ("dispatch_ns", np.int64),
-        ("ttft_ewma_s", np.float64),  # negative: none yet
         # totals
         ("busy_ns", np.int64),
         ("iterations", np.int64),
