@@ -1,5 +1,6 @@
 """The observation schema: complete, documented, and the only way to the signals."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from fleetgym.envs.features import (
     schema_table,
     select,
 )
+from fleetgym.envs.routing.env import RoutingEnv
 
 
 def test_every_signal_has_a_row_in_the_same_order() -> None:
@@ -78,3 +80,8 @@ def test_torch_transform_equals_the_numpy_one() -> None:
 def test_digest_depends_on_the_columns_and_their_order() -> None:
     assert schema_digest(DEFAULT_FEATURES) != schema_digest(DEFAULT_FEATURES[::-1])
     assert schema_digest(DEFAULT_FEATURES) == schema_digest(tuple(DEFAULT_FEATURES))
+
+
+def test_the_documented_environment_is_its_docstring() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "environment.md").read_text(encoding="utf-8")
+    assert inspect.getdoc(RoutingEnv) in page

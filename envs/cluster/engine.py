@@ -7,6 +7,7 @@ At one instant the order is: iteration ends first, then arrivals in index order,
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -232,6 +233,11 @@ def gap_bin_low_ns(index: int) -> int:
 
 
 EngineName = Literal["kernel", "reference"]
+
+
+def default_engine() -> str:
+    """Name of the engine where none is asked for: ``kernel``, or what ``FLEETGYM_ENGINE`` says."""
+    return os.environ.get("FLEETGYM_ENGINE", "kernel")
 
 
 def make_engine(name: str, *args: Any, **kwargs: Any) -> Engine:

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.engine import SIGNAL_INDEX, TERM_NAMES, make_engine
+from fleetgym.envs.cluster.engine import SIGNAL_INDEX, TERM_NAMES, default_engine, make_engine
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
 from fleetgym.envs.config import build
@@ -88,7 +88,7 @@ def resolve(
     oracle: bool = False,
     reward: RewardSpec | Mapping[str, Any] | None = None,
     slo: Slo | Mapping[str, Any] | None = None,
-    engine: str = "kernel",
+    engine: str | None = None,
 ) -> RoutingConfig:
     """Validate the arguments of an environment; mappings are built into their dataclasses.
 
@@ -111,7 +111,7 @@ def resolve(
         features=tuple(f.name for f in select(features, oracle=oracle)),
         reward=reward if isinstance(reward, RewardSpec) else build(RewardSpec, reward or {}, "reward"),
         slo=slo if isinstance(slo, Slo) else build(Slo, slo or {}, "slo"),
-        engine=engine,
+        engine=engine or default_engine(),
     )
 
 

@@ -76,8 +76,9 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         Allow privileged features.
     reward : RewardSpec or mapping
     slo : Slo or mapping
-    engine : {"kernel", "reference"}, default "kernel"
-        Compiled or SimPy engine; same numbers, bit for bit.
+    engine : {"kernel", "reference"}, optional
+        Compiled or SimPy engine; same numbers, bit for bit. Default: ``kernel``, or what the environment
+        variable ``FLEETGYM_ENGINE`` says.
     render_mode : {"ansi", "rgb_array"}, optional
 
     Version history
