@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from omegaconf import DictConfig
 
 from fleetgym.baselines import Policy, make_heuristic
@@ -35,7 +36,7 @@ def routing_problem(cfg: DictConfig, part: Part | None = None) -> RoutingConfig:
                 raise UserError(f"split.{part}.{key}: unknown key{did_you_mean(key, _SPLIT_KEYS)}")
         workload |= split.get("workload") or {}
         values |= {key: value for key, value in split.items() if key != "workload" and value is not None}
-    return resolve(
+    problem = resolve(
         cluster=plain(cfg.cluster),
         workload=workload,
         reward=plain(cfg.reward),
@@ -43,6 +44,20 @@ def routing_problem(cfg: DictConfig, part: Part | None = None) -> RoutingConfig:
         engine=cfg.engine,
         **values,
     )
+    _check_workload(problem)
+    return problem
+
+
+def _check_workload(problem: RoutingConfig) -> None:
+    """Draw one episode, so that a bad trace or a hopeless cluster fails before anything is written."""
+    trace = problem.workload.episode(np.random.default_rng(0), problem.num_requests)
+    holds = max(min(s.max_model_len, s.kv_capacity_tokens) for s in problem.cluster.expanded)
+    shortest = int((trace.requests["prompt_tokens"].astype(np.int64) + trace.requests["output_tokens"]).min())
+    if shortest > holds:
+        raise UserError(
+            f"cluster: num_gpu_blocks or max_model_len too small: the largest instance holds {holds} tokens, the "
+            f"shortest request of {trace.name} has {shortest}"
+        )
 
 
 def make_policy(policy: str | Mapping[str, Any], *, checkpoint: Any = None, bundle: Any = None) -> Policy:

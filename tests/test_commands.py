@@ -138,6 +138,12 @@ def test_a_sweep_over_seeds_runs_in_worker_processes(tmp_path: Path) -> None:
 def test_wrong_input_is_one_line(tmp_path: Path) -> None:
     assert "did you mean least_inflight" in refused(tmp_path, "simulate", "policy.name=least_inflght")
     assert "available" in refused(tmp_path, "leaderboard", "env.available=9")
+    (tmp_path / "back.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:45.68,396,109\n"
+    )
+    line = refused(tmp_path, "simulate", "workload=azure_conversation", "workload.path=back.csv", "hydra.run.dir=bad")
+    assert "back.csv:3: TIMESTAMP='2023-11-16 18:15:45.68'" in line
+    assert not list((tmp_path / "bad").iterdir())
 
 
 @pytest.mark.slow
@@ -148,6 +154,7 @@ def test_wrong_input_is_one_line(tmp_path: Path) -> None:
         (("simulate", "workload=azure_conversation", "workload.path=none.csv"), "none.csv"),
         (("simulate", "cluster.instances.0.gpu=A10O"), "A100-80GB"),
         (("simulate", "+cluster.instances.0.engine.num_gpu_blocks=1"), "num_gpu_blocks=1"),
+        (("simulate", "+cluster.instances.0.engine.num_gpu_blocks=2"), "the largest instance holds 16 tokens"),
         (("simulate", "hydra.run.dir=/proc/none"), "/proc/none"),
         (("simulate", "engine=kernl"), "kernel"),
         (("simulate", "policy=checkpoint"), "checkpoint=PATH"),
