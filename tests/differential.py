@@ -50,6 +50,9 @@ def latency(rng: np.random.Generator, constant: bool) -> LatencyModel:
         a_s_per_pair=float(rng.uniform(1e-9, 1e-7)),
         sm_s_per_seq=float(rng.uniform(1e-6, 1e-5)),
         om_s=1e-4,
+        moe_we_s=float(rng.choice([0.0, 0.006])),
+        moe_q=0.05,
+        moe_g_s_per_tok=float(rng.uniform(0.0, 1e-4)),
     )
 
 
@@ -72,7 +75,8 @@ def instances(draw: st.DrawFn, rng: np.random.Generator, caching: bool, longest:
         cuda_graph_padding=draw(st.booleans()),
     )
     model = latency(rng, draw(st.booleans()))
-    return InstanceSpec("any", "any", count=draw(st.integers(1, 2)), engine=args, latency=model)
+    dp = draw(st.sampled_from([1, 1, 2, 3, 4]))
+    return InstanceSpec("any", "any", count=draw(st.integers(1, 2)), dp=dp, engine=args, latency=model)
 
 
 def chains(rng: np.random.Generator, tokens: np.ndarray) -> list[np.ndarray]:

@@ -46,13 +46,19 @@ def advance(u: Unit, until: int) -> None:
 
 
 @jit
+def queue(u: Unit, r: int) -> None:
+    """Put a request that arrives into the waiting queue."""
+    u.req[r]["state"] = WAITING
+    if u.inst["waiting"] == 0:
+        u.inst["blocked"] = 0
+    enqueue(u, r, False)
+
+
+@jit
 def receive(u: Unit, r: int, now: int) -> None:
     """Queue a request that arrives; an instance that sleeps schedules at once."""
     inst = u.inst
-    u.req[r]["state"] = WAITING
-    if inst["waiting"] == 0:
-        inst["blocked"] = 0
-    enqueue(u, r, False)
+    queue(u, r)
     if inst["next_ns"] == NEVER:
         count_blocks(u, now)
         inst["due"] = 1

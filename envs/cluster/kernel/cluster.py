@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from fleetgym.envs.cluster.kernel.advance import advance, receive
 from fleetgym.envs.cluster.kernel.blocks import clear_pool
+from fleetgym.envs.cluster.kernel.group import advance_group, choose_rank, receive_group
 from fleetgym.envs.cluster.kernel.jit import jit
-from fleetgym.envs.cluster.kernel.state import NEVER, NONE, REFUSED, Array, State, Unit
-
-
-@functools.partial(jit, inline="always")
-def unit(st: State, b: int, i: int) -> Unit:
-    """What the scheduler of instance ``i`` of cluster ``b`` works on."""
-    inst = st.inst[b, i]
-    kind = inst["spec"]
-    return Unit(
-        inst, st.env[b], st.spec[kind], st.req[b], st.classes[b, i], st.heap[b, i], st.gaps[b], st.tables[0, kind],
-        st.tables[1, kind], st.slo, st.journal[b], st.blocks[b, i], st.buckets[b, i], st.chain[b], st.table[b],
-        st.ids[b],
-    )  # fmt: skip
+from fleetgym.envs.cluster.kernel.state import NEVER, NONE, REFUSED, Array, State, unit
 
 
 @jit
@@ -29,14 +17,17 @@ def catch_up(st: State, b: int, i: int, until: int) -> bool:
     if st.inst[b, i]["next_ns"] > until:
         return False
     u = unit(st, b, i)
-    advance(u, until)
+    if u.spec["dp"] > 1:
+        advance_group(st, b, i, until)
+    else:
+        advance(u, until)
     return bool(u.inst["stall"] > u.spec["stall_limit"])
 
 
 @jit
 def catch_up_all(st: State, b: int, until: int) -> None:
     """Advance all instances of a cluster."""
-    for i in range(st.inst.shape[1]):
+    for i in range(st.mask.shape[1]):
         if catch_up(st, b, i, until):
             st.env[b]["stalled_instance"] = i
             return
@@ -50,7 +41,8 @@ def dispatch(st: State, b: int, i: int) -> None:
     row["instance"] = i
     inst["dispatched"] += 1
     inst["dispatch_ns"] = now
-    if row["prompt"] + row["output"] > st.spec[inst["spec"]]["max_len"]:
+    spec = st.spec[inst["spec"]]
+    if row["prompt"] + row["output"] > spec["max_len"]:
         row["state"] = REFUSED
         inst["rejected"] += 1
         env["rejected"] += 1
@@ -59,14 +51,18 @@ def dispatch(st: State, b: int, i: int) -> None:
     env["unfinished_moment"] += now
     env["awaiting"] += 1
     env["awaiting_moment"] += now
-    inst["in_flight"] += 1
-    inst["prompt_tokens"] += row["prompt"]
-    inst["output_tokens"] += row["output"]
-    inst["awaiting"] += 1
-    inst["awaiting_tokens"] += row["prompt"]
-    u = unit(st, b, i)
-    receive(u, r, now)
-    if u.inst["stall"] > u.spec["stall_limit"]:
+    place = i if spec["dp"] == 1 else choose_rank(st, b, i, now)
+    u = unit(st, b, place)
+    u.inst["in_flight"] += 1
+    u.inst["prompt_tokens"] += row["prompt"]
+    u.inst["output_tokens"] += row["output"]
+    u.inst["awaiting"] += 1
+    u.inst["awaiting_tokens"] += row["prompt"]
+    if place == i:
+        receive(u, r, now)
+    else:
+        receive_group(st, b, i, place, r, now)
+    if inst["stall"] > spec["stall_limit"]:
         env["stalled_instance"] = i
 
 
@@ -117,7 +113,7 @@ def observe(st: State, b: int) -> None:
     values[14] = row["priority"]
     values[15] = row["output"]
     fitting = 0
-    for i in range(st.inst.shape[1]):
+    for i in range(st.mask.shape[1]):
         inst = st.inst[b, i]
         spec = st.spec[inst["spec"]]
         st.mask[b, i] = inst["available"] and prompt + 1 <= spec["max_len"]
@@ -134,7 +130,7 @@ def observe(st: State, b: int) -> None:
         values[6] = max(inst["ttft_ewma_s"], 0.0)
         values[7] = inst["running"]
         values[8] = inst["waiting"]
-        values[9] = inst["used"] / spec["usable"]
+        values[9] = inst["used"] / spec["group_blocks"]
         values[10] = spec["kv_capacity_tokens"]
         values[11] = spec["prefill_tokens_per_s"]
         values[12] = spec["decode_tokens_per_s"]
@@ -142,14 +138,14 @@ def observe(st: State, b: int) -> None:
         for f in range(len(st.columns)):
             st.obs[b, i, f] = min(values[st.columns[f]], st.high[f])
     if fitting == 0:
-        for i in range(st.inst.shape[1]):
+        for i in range(st.mask.shape[1]):
             st.mask[b, i] = st.inst[b, i]["available"]
 
 
 @jit
 def is_possible(st: State, b: int, i: int) -> bool:
     """Whether instance ``i`` can be chosen."""
-    return bool(0 <= i < st.inst.shape[1] and st.inst[b, i]["available"])
+    return bool(0 <= i < st.mask.shape[1] and st.inst[b, i]["available"])
 
 
 @jit
@@ -214,7 +210,7 @@ def drain(st: State, b: int) -> Any:
     catch_up_all(st, b, NEVER - 1)
     if outcome(st, b) != NONE:
         return outcome(st, b)
-    for i in range(st.inst.shape[1]):
+    for i in range(st.mask.shape[1]):
         if st.inst[b, i]["waiting"] > 0:
             return i
     return NONE

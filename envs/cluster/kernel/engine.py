@@ -23,7 +23,7 @@ from fleetgym.envs.cluster.kernel.state import (
     State,
 )
 from fleetgym.envs.cluster.kernel.totals import episode_totals
-from fleetgym.envs.cluster.latency import LatencyTables
+from fleetgym.envs.cluster.latency import pad_tokens
 from fleetgym.envs.cluster.requests import (
     FINISHED,
     INSTANCE_STATS_DTYPE,
@@ -66,6 +66,7 @@ class KernelEngine(Engine):
         self._specs = list(dict.fromkeys(spec for row in kinds for spec in row))
         number = {spec: index for index, spec in enumerate(self._specs)}
         self._kinds = np.array([[number[spec] for spec in row] for row in kinds], np.int64)
+        self._rows, self._first_ranks = _rank_rows(self._kinds, np.array([spec.dp for spec in self._specs]))
         self._caching = any(spec.engine.enable_prefix_caching for spec in self._specs)
         self._actions_shape = (batch,)
         self.state = self._allocate(journal)
@@ -80,7 +81,7 @@ class KernelEngine(Engine):
         self.handle = handle.make_handle(self.state)
 
     def _allocate(self, journal: int) -> State:
-        batch, shape = self.batch, (self.batch, self.num_instances)
+        batch, shape = self.batch, self._rows.shape
         specs = self._specs
         pool = max(spec.num_gpu_blocks for spec in specs) if self._caching else 1
         return State(
@@ -91,7 +92,7 @@ class KernelEngine(Engine):
             heap=np.zeros((*shape, max(spec.engine.max_num_seqs for spec in specs) + 1), np.int64),
             gaps=np.zeros((batch, GAP_BINS), np.uint32),
             spec=np.array([_spec_row(spec) for spec in specs], SPEC),
-            tables=_stack_tables([spec.tables() for spec in specs]),
+            tables=_stack_tables(specs),
             obs=self.obs,
             mask=self.mask,
             terms=self.terms,
@@ -135,8 +136,9 @@ class KernelEngine(Engine):
         state.env[index] = np.zeros((), CLUSTER)
         state.env[index]["requests"] = count
         state.inst[index].view(np.uint8).fill(0)
-        state.inst[index]["spec"] = self._kinds[index]
-        state.inst[index]["available"] = flags
+        state.inst[index]["spec"] = self._rows[index]
+        state.inst[index, : self.num_instances]["first_rank"] = self._first_ranks[index]
+        state.inst[index, : self.num_instances]["available"] = flags
         if self._caching:
             self._set_chains(index, trace)
         handle.begin(self.handle, index)
@@ -198,6 +200,9 @@ class KernelEngine(Engine):
 
     def _raise_livelock(self, index: int, instance: int, what: str) -> None:
         row = self.state.inst[index, instance]
+        if (first := int(row["first_rank"])) > 0:
+            ranks = self.state.inst[index, first : first + self._specs[row["spec"]].dp]
+            row = next(rank for rank in ranks if rank["running"] or rank["waiting"])
         request = int(row["run_head"] if row["run_head"] >= 0 else row["wait_head"])
         prompt, output = (int(self.state.req[index, request][name]) for name in ("prompt", "output"))
         raise LivelockError(
@@ -259,7 +264,7 @@ class KernelEngine(Engine):
         """Return the totals of each instance: INSTANCE_STATS_DTYPE, shape (N,), a copy."""
         out = np.zeros(self.num_instances, INSTANCE_STATS_DTYPE)
         for name in INSTANCE_STATS_DTYPE.names or ():
-            out[name] = self.state.inst[index][name]
+            out[name] = self.state.inst[index, : self.num_instances][name]
         return out
 
     def gap_histogram(self, index: int) -> NDArray[np.int64]:
@@ -287,8 +292,6 @@ class KernelEngine(Engine):
 
 def _spec_row(spec: InstanceSpec) -> tuple[float, ...]:
     """One SPEC row."""
-    if spec.dp > 1:
-        raise UserError(f"engine=kernel: dp={spec.dp}: data-parallel groups are simulated by engine=reference only")
     args, tables = spec.engine, spec.tables()
     row = {
         "depth": 2 if args.async_scheduling else 1,
@@ -301,8 +304,10 @@ def _spec_row(spec: InstanceSpec) -> tuple[float, ...]:
         "reserve": args.reserve_full_prompt,
         "by_priority": args.scheduling_policy == "priority",
         "caching": args.enable_prefix_caching,
-        "stall_limit": 4 * (spec.kv_capacity_tokens + args.max_num_batched_tokens) + 1000,
-        "kv_capacity_tokens": spec.kv_capacity_tokens,
+        "stall_limit": 4 * spec.dp * (spec.kv_capacity_tokens + args.max_num_batched_tokens) + 1000,
+        "dp": spec.dp,
+        "group_blocks": spec.dp * (spec.num_gpu_blocks - 1),
+        "kv_capacity_tokens": spec.dp * spec.kv_capacity_tokens,
         "prefill_tokens_per_s": spec.prefill_tokens_per_s,
         "decode_tokens_per_s": spec.decode_tokens_per_s,
         **{name: getattr(tables, name) for name in ("kd", "km", "a", "sm", "om")},
@@ -310,10 +315,40 @@ def _spec_row(spec: InstanceSpec) -> tuple[float, ...]:
     return tuple(row[name] for name in SPEC.names or ())
 
 
-def _stack_tables(tables: list[LatencyTables]) -> NDArray[np.float64]:
-    """All tables in one array (2, S, tokens)."""
-    out = np.zeros((2, len(tables), max(len(one.decode_s) for one in tables)))
+def _rank_rows(kinds: NDArray[np.int64], dp: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give each rank of a data-parallel group a row behind the N endpoints.
+
+    Returns
+    -------
+    rows : ndarray of int64, shape (B, U)
+        Spec of each row; 0 where a cluster has fewer ranks than another.
+    first_ranks : ndarray of int64, shape (B, N)
+        Row of each group's first rank, 0 for an instance that is no group.
+    """
+    batch, instances = kinds.shape
+    ranks = np.where(dp[kinds] > 1, dp[kinds], 0)
+    ends = instances + np.cumsum(ranks, axis=1)
+    first_ranks = np.where(ranks > 0, ends - ranks, 0)
+    rows = np.zeros((batch, ends[:, -1].max()), np.int64)
+    rows[:, :instances] = kinds
+    for b in range(batch):
+        rows[b, instances : ends[b, -1]] = np.repeat(kinds[b], ranks[b])
+    return rows, first_ranks
+
+
+def _stack_tables(specs: list[InstanceSpec]) -> NDArray[np.float64]:
+    """All tables in one array (2, S, tokens), or (4, S, tokens) if there are data-parallel groups."""
+    tables = [spec.tables() for spec in specs]
+    groups = any(spec.dp > 1 for spec in specs)
+    longest = max(len(one.moe_s if groups else one.decode_s) for one in tables)
+    out = np.zeros((4 if groups else 2, len(tables), longest))
     for index, one in enumerate(tables):
-        out[0, index, : len(one.decode_s)] = one.decode_s
-        out[1, index, : len(one.mixed_s)] = one.mixed_s
+        tokens = len(one.decode_s)
+        out[0, index, :tokens] = one.decode_s
+        out[1, index, :tokens] = one.mixed_s
+        if groups:
+            args = specs[index].engine
+            out[2, index, : len(one.moe_s)] = one.moe_s
+            out[2, index, len(one.moe_s) :] = one.moe_s[-1]
+            out[3, index, :tokens] = [pad_tokens(n, args.max_num_seqs, args.cuda_graph_padding) for n in range(tokens)]
     return out

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from fleetgym.envs.cluster.golden import Case, Counts, Step, case_args, case_request
-from fleetgym.envs.cluster.kernel import cluster, schedule, update
+from fleetgym.envs.cluster.kernel import schedule, update
 from fleetgym.envs.cluster.kernel.engine import KernelEngine
 from fleetgym.envs.cluster.kernel.handle import counted, open_state
 from fleetgym.envs.cluster.kernel.lists import enqueue
-from fleetgym.envs.cluster.kernel.state import FINISH, WAITING, Array, State
+from fleetgym.envs.cluster.kernel.state import FINISH, WAITING, Array, State, unit
 from fleetgym.envs.cluster.kernel.tokens import ADMITTED, PREEMPTED, computed_tokens
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import make_trace
@@ -83,7 +83,7 @@ class KernelReplay:
 @counted
 def add(handle: Any, r: int) -> None:
     """Queue request ``r``."""
-    u = cluster.unit(open_state(handle), 0, 0)
+    u = unit(open_state(handle), 0, 0)
     u.req[r]["state"] = WAITING
     enqueue(u, r, False)
 
@@ -91,7 +91,7 @@ def add(handle: Any, r: int) -> None:
 @counted
 def compose(handle: Any) -> None:
     """Call schedule() once."""
-    u = cluster.unit(open_state(handle), 0, 0)
+    u = unit(open_state(handle), 0, 0)
     schedule.schedule(u, u.inst["counted_ns"])
     u.inst["flight"] += 1
 
@@ -99,7 +99,7 @@ def compose(handle: Any) -> None:
 @counted
 def give_back(handle: Any, out: Array) -> Any:
     """Call update() once; list the requests that it finishes."""
-    u = cluster.unit(open_state(handle), 0, 0)
+    u = unit(open_state(handle), 0, 0)
     count = 0
     slot = u.inst["front"]
     r = u.inst["head"][slot]
@@ -116,7 +116,7 @@ def give_back(handle: Any, out: Array) -> Any:
 @counted
 def list_running(handle: Any, out: Array) -> Any:
     """List running requests and their computed tokens."""
-    u = cluster.unit(open_state(handle), 0, 0)
+    u = unit(open_state(handle), 0, 0)
     count = 0
     r = u.inst["run_head"]
     while r >= 0:

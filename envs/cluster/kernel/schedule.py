@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fleetgym.envs.cluster.kernel.blocks import blocks_for, lookup, share
 from fleetgym.envs.cluster.kernel.compose import decode_all, prefill
 from fleetgym.envs.cluster.kernel.exact import schedule_exact
@@ -57,27 +59,32 @@ def schedule(u: Unit, now: int) -> bool:
 @jit
 def close(u: Unit, slot: int, now: int) -> None:
     """Time the composed iteration."""
-    inst, spec = u.inst, u.spec
+    inst = u.inst
     n, prefill_tokens, context = inst["decodes"][slot], inst["prefill"][slot], inst["step_context"]
     inst["peak_kv_blocks"] = max(inst["peak_kv_blocks"], inst["used"])
     inst["stall"] += max(1, n + prefill_tokens)
     if n + prefill_tokens == 0:
         inst["end_ns"][slot] = EMPTY
         return
-    # As in latency.iteration_seconds: the same terms, added in the same order.
-    if prefill_tokens == 0:
-        seconds = u.decode_s[n] + spec["kd"] * context
-    else:
-        seconds = (
-            u.mixed_s[n + prefill_tokens]
-            + spec["km"] * context
-            + spec["a"] * (0.5 * inst["step_pairs"])
-            + spec["sm"] * n
-            + spec["om"]
-        )
+    seconds = iteration_seconds(u, n, prefill_tokens, context, inst["step_pairs"])
     start = max(now, inst["last_end_ns"])
     inst["start_ns"][slot] = start
     inst["last_end_ns"] = inst["end_ns"][slot] = start + max(1, int(seconds * 1e9 + 0.5))
+
+
+@jit
+def iteration_seconds(u: Unit, n: int, prefill_tokens: int, context: int, pairs_x2: int) -> Any:
+    """As `fleetgym.envs.cluster.latency.iteration_seconds`: the same terms, added in the same order."""
+    spec = u.spec
+    if prefill_tokens == 0:
+        return u.decode_s[n] + spec["kd"] * context
+    return (
+        u.mixed_s[n + prefill_tokens]
+        + spec["km"] * context
+        + spec["a"] * (0.5 * pairs_x2)
+        + spec["sm"] * n
+        + spec["om"]
+    )
 
 
 @large

@@ -5,10 +5,13 @@ Times are int64 ns, counts and tokens integers. ``-1`` is "none" in every link.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fleetgym.envs.cluster.kernel.jit import jit
 
 Array = NDArray[Any]
 
@@ -112,6 +115,13 @@ INSTANCE = np.dtype(
         ("dispatched", np.int64),
         ("finished", np.int64),
         ("rejected", np.int64),
+        # data-parallel groups
+        ("first_rank", np.int64),  # of the endpoint: row of its first rank
+        (
+            "published_tick",
+            np.int64,
+        ),  # of the endpoint: multiple of the balancer's period at which loads were refreshed
+        ("load", np.int64),  # of a rank: what the balancer believes
     ],
     align=True,
 )
@@ -155,6 +165,8 @@ SPEC = np.dtype(
         ("kv_capacity_tokens", np.float64),
         ("prefill_tokens_per_s", np.float64),
         ("decode_tokens_per_s", np.float64),
+        ("dp", np.int64),
+        ("group_blocks", np.int64),  # usable KV blocks of all ranks
     ],
     align=True,
 )
@@ -185,17 +197,20 @@ CHAIN = np.dtype(
 class State(NamedTuple):
     """All clusters of an engine: B clusters, N instances, S distinct specs, R requests at most.
 
+    An instance is a row of U >= N: the first N are the endpoints, the others the ranks of data-parallel groups
+    (``first_rank``), whose endpoint rows hold sums and the common flight. Without groups U = N.
+
     The arrays from ``blocks`` on have length 1 along their last axis without prefix caching.
     """
 
     req: Array  # (B, R) REQUEST
-    inst: Array  # (B, N) INSTANCE
+    inst: Array  # (B, U) INSTANCE
     env: Array  # (B,) CLUSTER
-    classes: Array  # (B, N, block size) int32: lock-step decodes by the clock, modulo block size, of their next block
-    heap: Array  # (B, N, max_num_seqs) int64: finish clock << INDEX_BITS | request
+    classes: Array  # (B, U, block size) int32: lock-step decodes by the clock, modulo block size, of their next block
+    heap: Array  # (B, U, max_num_seqs) int64: finish clock << INDEX_BITS | request
     gaps: Array  # (B, GAP_BINS) uint32
     spec: Array  # (S,) SPEC
-    tables: Array  # (2, S, tokens) float64: decode_s, mixed_s
+    tables: Array  # (2 or 4, S, tokens) float64: decode_s, mixed_s; with groups also moe_s, padded tokens
     obs: Array  # as in Engine, down to done
     mask: Array
     terms: Array
@@ -207,8 +222,8 @@ class State(NamedTuple):
     slo: Array  # (3,) float64: ttft_s, ttft_s_per_1k_prompt_tokens, tpot_s
     values: Array  # (signals,) float64: scratch
     journal: Array  # (B, entries) int64: [length, kind, request, tokens, ...]; nothing is written to length 1
-    blocks: Array  # (B, N, blocks) BLOCK
-    buckets: Array  # (B, N, power of two) int32
+    blocks: Array  # (B, U, blocks) BLOCK
+    buckets: Array  # (B, U, power of two) int32
     chain: Array  # (B, R) CHAIN
     table: Array  # (B, entries) int32: block tables of all requests, one after the other
     ids: Array  # (B, entries) int64: content ids
@@ -233,3 +248,15 @@ class Unit(NamedTuple):
     chain: Array
     table: Array
     ids: Array
+
+
+@functools.partial(jit, inline="always")
+def unit(st: State, b: int, i: int) -> Unit:
+    """What the scheduler in row ``i`` of cluster ``b`` works on."""
+    inst = st.inst[b, i]
+    kind = inst["spec"]
+    return Unit(
+        inst, st.env[b], st.spec[kind], st.req[b], st.classes[b, i], st.heap[b, i], st.gaps[b], st.tables[0, kind],
+        st.tables[1, kind], st.slo, st.journal[b], st.blocks[b, i], st.buckets[b, i], st.chain[b], st.table[b],
+        st.ids[b],
+    )  # fmt: skip
