@@ -93,6 +93,8 @@ def _distinguish(policies: Sequence[Policy]) -> None:
 def scenario(cfg: DictConfig, problem: RoutingConfig) -> dict[str, Any]:
     """Return what the page says about the scenario."""
     fleet = ", ".join(f"{g.count} x {g.gpu} {g.model} tp{g.tp}" for g in problem.cluster.instances)
+    workload = plain(cfg.workload)
+    source = workload.get("dataset") or workload["kind"]
     load = "arrival times as the workload has them"
     if problem.load is not None:
         low, high = problem.load
@@ -100,7 +102,7 @@ def scenario(cfg: DictConfig, problem: RoutingConfig) -> dict[str, Any]:
         load = f"{share} of the measured saturation rate"
     return {
         "name": cfg.name,
-        "description": f"{plain(cfg.workload)['kind']} on {fleet}, offered load: {load}.",
+        "description": f"{source} on {fleet}, offered load: {load}.",
         "fleet": fleet,
         "load": load,
         "requests per seed": problem.num_requests or "all of the workload",
