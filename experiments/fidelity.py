@@ -166,9 +166,7 @@ def replay_from(cfg: DictConfig) -> Replay:
     instance = InstanceSpec(
         cfg.gpu, cfg.model, tp, dp=dp, tier=row.tier, engine=replace(args, num_gpu_blocks=kv.blocks)
     )
-    # Data-parallel groups exist in the reference engine only.
-    engine = cfg.engine or ("reference" if dp > 1 else "kernel")
-    return Replay(run, instance, engine, kv, settings, tuple(_notes(run, instance, kv)))
+    return Replay(run, instance, cfg.engine, kv, settings, tuple(_notes(run, instance, kv)))
 
 
 def error_table(

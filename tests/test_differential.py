@@ -62,6 +62,12 @@ MUTANTS = {
         'row["arrival_ns"] >= least["arrival_ns"]',
     ),
     "an iteration that ends at an arrival comes after it": ("advance.py", "if end > until:", "if end >= until:"),
+    "the balancer sees the end of the iteration at its tick": (
+        "group.py",
+        "publish(st, b, i, end - 1)",
+        "publish(st, b, i, end)",
+    ),
+    "a rank without work is not waited for": ("group.py", "n = context = 1", "continue"),
 }
 
 

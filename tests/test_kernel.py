@@ -25,10 +25,10 @@ HERE = Path(__file__).parent
 GOLDEN = HERE / "data" / "golden_public.jsonl.gz"
 
 
-def cluster(count: int = 3, **args: object) -> ClusterSpec:
+def cluster(count: int = 3, dp: int = 1, **args: object) -> ClusterSpec:
     engine = EngineArgs(**{"num_gpu_blocks": 60, "block_size": 16, **args})  # type: ignore[arg-type]
     model = LatencyModel(w0_s=0.01, w1_s_per_tok=1e-5, c1_s_per_tok=1e-4, kd_s_per_ctxtok=1e-7, a_s_per_pair=1e-9)
-    return ClusterSpec((InstanceSpec("any", "any", count=count, engine=engine, latency=model),))
+    return ClusterSpec((InstanceSpec("any", "any", count=count, dp=dp, engine=engine, latency=model),))
 
 
 def trace(seed: int = 0, count: int = 60, gap_ms: float = 20.0) -> Trace:
@@ -65,9 +65,10 @@ def test_every_recorded_schedule_matches_in_every_step():
     assert (report.matched, report.total, report.skipped) == (150, 150, 0)
 
 
+@pytest.mark.parametrize("dp", [1, 3])
 @pytest.mark.parametrize("caching", [False, True])
-def test_a_restored_snapshot_goes_on_bit_for_bit(caching):
-    spec = cluster(enable_prefix_caching=caching, scheduling_policy="priority")
+def test_a_restored_snapshot_goes_on_bit_for_bit(caching, dp):
+    spec = cluster(dp=dp, enable_prefix_caching=caching, scheduling_policy="priority")
     actions = np.random.default_rng(1).integers(0, 3, (1, 60))
     engine = KernelEngine(spec)
     engine.reset(0, trace())
@@ -118,6 +119,32 @@ def test_results_do_not_depend_on_the_batch():
         alone = KernelEngine(spec)
         alone.reset(0, trace(index, 40 + 5 * index))
         assert equal(play(alone, actions[[index]])[-3:], rows[3 * index : 3 * index + 3])
+
+
+def test_clusters_of_one_batch_may_have_groups_of_different_size():
+    specs = [cluster(dp=dp) for dp in (1, 3, 2)]
+    actions = np.random.default_rng(1).integers(0, 3, (3, 60))
+    batch, seen = KernelEngine(specs, 3), []
+    for index in range(3):
+        batch.reset(index, trace(index))
+    batch.run(actions)
+    for index, spec in enumerate(specs):
+        batch.drain(index)
+        alone = KernelEngine(spec)
+        alone.reset(0, trace(index))
+        alone.run(actions[index : index + 1])
+        alone.drain(0)
+        assert equal([batch.results(index), batch.obs[index]], [alone.results(0), alone.obs[0]])
+        seen.append(int(batch.instance_stats(index)["preemptions"].sum()))
+    assert seen[0] > seen[1]  # three ranks have three caches
+
+
+def test_no_progress_of_a_group_names_the_request_of_its_rank():
+    engine = KernelEngine(cluster(1, dp=2, num_gpu_blocks=1000))
+    engine.reset(0, make_trace(np.array([0]), np.array([9000]), np.array([2])))
+    engine.state.spec["stall_limit"] = 100  # a prompt of more tokens cannot make progress by this measure
+    with pytest.raises(LivelockError, match=r"instance 0: no progress .* request 0 \(9000 \+ 2 tokens\)"):
+        engine.step(np.array([0]))
 
 
 def test_a_second_episode_starts_from_nothing():
@@ -198,7 +225,7 @@ def halves(whole: Trace, *cuts: int) -> list[Trace]:
     return [Trace(rows) for rows in np.split(whole.requests, cuts)]
 
 
-@pytest.mark.parametrize("args", [{}, {"scheduling_policy": "priority", "async_scheduling": False}])
+@pytest.mark.parametrize("args", [{}, {"scheduling_policy": "priority", "async_scheduling": False}, {"dp": 2}])
 def test_a_streamed_trace_ends_as_a_whole_one(args):
     whole, spec = trace(count=400, gap_ms=8.0), cluster(num_gpu_blocks=30, **args)
     engine = KernelEngine(spec)

@@ -287,9 +287,9 @@ def test_a_data_parallel_run_is_replayed_without_error(tmp_path: Path) -> None:
     spec = InstanceSpec("RTXPRO6000", "Qwen3-30B-A3B-Instruct-2507", dp=2, engine=ARGS)
     kwargs = {**ENGINE_KWARGS, "data_parallel_size": 2}
     folder = write_run(tmp_path / "run", spec, blocks=2 * 900, kwargs=kwargs)
-    given = (f"measured={folder}", f"gpu={spec.gpu}", f"model={spec.model}", "engine=null")
+    given = (f"measured={folder}", f"gpu={spec.gpu}", f"model={spec.model}", "engine=kernel")
     replay = replay_of(folder, *given)
-    assert (replay.instance.dp, replay.kv.blocks, replay.engine) == (2, 900, "reference")
+    assert (replay.instance.dp, replay.kv.blocks, replay.engine) == (2, 900, "kernel")
     assert worst(replay) < 0.01
     with pytest.raises(UserError, match=r"dp=1: meta\.json of the measured run says data_parallel_size=2"):
         replay_of(folder, *given, "dp=1")
