@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -42,6 +43,12 @@ def main(cfg: DictConfig) -> float | None:
         facts = scenario(cfg, problem)
         table = write_leaderboard(run.path, rows, scenario=facts, seed=cfg.seed, config=plain(cfg), versions=versions())
         run.write_metrics(table.simulated())
+        with run.atomic("requests.parquet") as path:
+            tables = [
+                pl.DataFrame(e.requests(problem)).with_columns(policy=pl.lit(e.policy), seed=pl.lit(e.seed))
+                for e in episodes
+            ]
+            pl.concat(tables).write_parquet(path)
         print_table(table, Console())
         for name in ("leaderboard.html", "leaderboard.png", "leaderboard.csv", "leaderboard.json"):
             print(run.path / name)

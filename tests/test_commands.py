@@ -91,6 +91,7 @@ def test_leaderboard_finds_the_latest_checkpoint_of_its_experiment(trained: Path
     assert {p.name for p in board.iterdir()} >= RUN_FILES | {f"leaderboard.{e}" for e in ("csv", "json", "png", "html")}
     metrics = json.loads((board / "metrics.json").read_text())
     assert set(metrics["policies"]) == {"random", "vllm_dp", "ppo_scorer"}
+    assert len(pl.read_parquet(board / "requests.parquet")) == 3 * 2 * 60
 
 
 def test_evaluate_judges_a_checkpoint(trained: Path) -> None:
