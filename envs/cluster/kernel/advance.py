@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fleetgym.envs.cluster.kernel.compose import grow_decodes
 from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import enqueue
 from fleetgym.envs.cluster.kernel.lockstep import INDEX_BITS, class_at, retire
@@ -55,10 +56,9 @@ def queue(u: Unit, r: int) -> None:
 
 
 @jit
-def receive(u: Unit, r: int, now: int) -> None:
-    """Queue a request that arrives; an instance that sleeps schedules at once."""
+def wake(u: Unit, now: int) -> None:
+    """Let an instance that has received a request schedule at once, if it sleeps."""
     inst = u.inst
-    queue(u, r)
     if inst["next_ns"] == NEVER:
         count_blocks(u, now)
         inst["due"] = 1
@@ -109,8 +109,6 @@ def cruise(u: Unit, until: int) -> Any:
         if needed > free:
             break
         following = place - 1 if place > 0 else size - 1
-        if caching and (needed > 0 or (registers_at_once and u.classes[following] > 0)):
-            break
         # the oldest iteration returns
         gap = end0 - returned
         if gap < low or gap >= high:
@@ -127,6 +125,8 @@ def cruise(u: Unit, until: int) -> Any:
         kv_block_ns += used * (end0 - counted)
         counted = end0
         # the next one is composed
+        if caching and (needed > 0 or (registers_at_once and u.classes[following] > 0)):
+            grow_decodes(u, clock, depth == 2)
         used += needed
         free -= needed
         begin = max(end0, end1)

@@ -75,6 +75,14 @@ def find(u: Unit, content: int) -> Any:
 
 
 @jit
+def append(blocks: Array, last: int, block: int) -> None:
+    """Put a block at the end of the bucket that ``last`` is in."""
+    while blocks[last]["bucket_next"] > 0:
+        last = blocks[last]["bucket_next"]
+    blocks[last]["bucket_next"] = block
+
+
+@jit
 def register(u: Unit, block: int, content: int) -> None:
     """Make a full block hittable."""
     bucket = bucket_of(content, u.buckets)
@@ -83,10 +91,8 @@ def register(u: Unit, block: int, content: int) -> None:
     last = u.buckets[bucket]
     if last == 0:
         u.buckets[bucket] = block
-        return
-    while u.blocks[last]["bucket_next"] > 0:
-        last = u.blocks[last]["bucket_next"]
-    u.blocks[last]["bucket_next"] = block
+    else:
+        append(u.blocks, last, block)
 
 
 @jit
@@ -112,28 +118,60 @@ def register_up_to(u: Unit, r: int, tokens: int) -> None:
     """Register the blocks that a request's first ``tokens`` tokens fill."""
     row = u.chain[r]
     full = tokens // u.spec["block_size"]
+    if full <= row["registered"]:
+        return
     for place in range(row["registered"], full):
         register(u, u.table[row["table"] + place], content_of(u, r, place))
-    row["registered"] = max(row["registered"], full)
+    row["registered"] = full
 
 
 @jit
 def grow(u: Unit, r: int, held: int, end: int, returned: int) -> None:
     """Draw blocks beyond the ``held`` ones up to token ``end``; register what is filled with returned tokens."""
-    blocks, table = u.blocks, u.chain[r]["table"]
-    needed = blocks_for(end, u.spec["block_size"])
-    block = blocks[0]["free_next"]
-    for place in range(held, needed):
-        after = blocks[block]["free_next"]
-        forget(u, block)
-        blocks[block]["references"] = 1
-        u.table[table + place] = block
-        block = after
+    blocks, row, size = u.blocks, u.chain[r], u.spec["block_size"]
+    needed, full = blocks_for(end, size), min(end, returned) // size
     if needed > held:
+        register_up_to(u, r, min(held, full) * size)
+        table = row["table"]
+        named = max(held, min(full, row["id_count"]))
+        block = draw(u, blocks[0]["free_next"], table, u.ids[row["ids"] :], held, named)
+        for place in range(named, needed):
+            after = blocks[block]["free_next"]
+            forget(u, block)
+            blocks[block]["references"] = 1
+            u.table[table + place] = block
+            block = after
         blocks[0]["free_next"] = block
         blocks[block]["free_previous"] = 0
-    u.inst["used"] += needed - held
-    register_up_to(u, r, min(end, returned))
+        u.inst["used"] += needed - held
+        row["registered"] = max(row["registered"], named)
+    register_up_to(u, r, full * size)
+
+
+@jit
+def draw(u: Unit, block: int, table: int, ids: Array, first: int, end: int) -> Any:
+    """Take free blocks, from ``block`` on, for the places ``first`` to ``end`` of a chain; register them at once.
+
+    Return the free block after them. Almost all blocks come this way, so it is `forget` and `register` in one.
+    """
+    blocks, buckets = u.blocks, u.buckets
+    for place in range(first, end):
+        row = blocks[block]
+        after = row["free_next"]
+        forget(u, block)
+        content = ids[place]
+        bucket = bucket_of(content, buckets)
+        row["references"] = 1
+        row["content"] = content
+        row["bucket_next"] = 0
+        u.table[table + place] = block
+        last = buckets[bucket]
+        if last == 0:
+            buckets[bucket] = block
+        else:
+            append(blocks, last, block)
+        block = after
+    return block
 
 
 @jit
@@ -170,19 +208,25 @@ def release(u: Unit, r: int, held: int) -> None:
     blocks, row = u.blocks, u.chain[r]
     freed = 0
     tail = blocks[0]["free_previous"]
-    for place in range(held - 1, -1, -1):
-        block = u.table[row["table"] + place]
-        blocks[block]["references"] -= 1
-        if blocks[block]["references"] > 0:
+    first = row["table"]
+    for place in range(first + held - 1, first - 1, -1):
+        block = u.table[place]
+        entry = blocks[block]
+        references = entry["references"] - 1
+        entry["references"] = references
+        if references > 0:
             continue
         freed += 1
-        if blocks[block]["content"] == UNREGISTERED:
+        if entry["content"] == UNREGISTERED:
+            blocks[tail]["free_next"] = 0
+            blocks[0]["free_previous"] = tail
             link_first(blocks, block)
             tail = blocks[0]["free_previous"]
         else:
-            blocks[block]["free_previous"] = tail
-            blocks[block]["free_next"] = 0
+            entry["free_previous"] = tail
             blocks[tail]["free_next"] = block
-            blocks[0]["free_previous"] = tail = block
+            tail = block
+    blocks[tail]["free_next"] = 0
+    blocks[0]["free_previous"] = tail
     u.inst["used"] -= freed
     row["registered"] = 0

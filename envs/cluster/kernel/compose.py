@@ -14,7 +14,7 @@ def decode_all(u: Unit, slot: int) -> None:
     """One token for each request in DECODE; enough blocks are free."""
     inst = u.inst
     if u.spec["caching"]:
-        grow_decodes(u)
+        grow_decodes(u, inst["clock"], tokens_in_flight(u))
     else:
         inst["used"] += u.classes[class_at(u, inst["clock"])]
     inst["decodes"][slot] = inst["n"]
@@ -26,19 +26,20 @@ def decode_all(u: Unit, slot: int) -> None:
 
 
 @jit
-def grow_decodes(u: Unit) -> None:
+def grow_decodes(u: Unit, clock: int, in_flight: bool) -> None:
     """Draw and register blocks for the decodes that begin one or, with all tokens returned, fill one."""
-    inst, req = u.inst, u.req
-    in_flight = 1 if tokens_in_flight(u) else 0
-    clock = inst["clock"]
+    req, size = u.req, u.spec["block_size"]
     if u.classes[class_at(u, clock)] == 0 and (in_flight or u.classes[class_at(u, clock + 1)] == 0):
         return
-    r = inst["run_head"]
+    r = u.inst["run_head"]
     while r >= 0:
-        if req[r]["state"] == DECODE:
-            known = req[r]["prompt"] + req[r]["sampled"] + clock
-            take_blocks(u, r, known - 1, known, known - in_flight)
-        r = req[r]["next"]
+        row = req[r]
+        if row["state"] == DECODE:
+            computed = row["prompt"] + row["sampled"] + clock - 1
+            begun = computed % size
+            if begun == 0 or (begun == size - 1 and not in_flight):
+                take_blocks(u, r, computed, computed + 1, computed + 1 - in_flight)
+        r = row["next"]
 
 
 @jit

@@ -105,9 +105,9 @@ class KernelEngine(Engine):
             values=np.zeros(len(SIGNAL_NAMES)),
             journal=np.zeros((batch, 1 + journal), np.int64),
             blocks=np.zeros((*shape, pool), BLOCK),
-            buckets=np.zeros((*shape, 1 << (4 * pool - 4).bit_length()), np.int32),
+            buckets=np.zeros((*shape, 1 << (4 * pool - 4).bit_length()), np.uint32),
             chain=np.zeros((batch, 1), CHAIN),
-            table=np.zeros((batch, 1), np.int32),
+            table=np.zeros((batch, 1), np.uint32),
             ids=np.zeros((batch, 1), np.int64),
         )
 

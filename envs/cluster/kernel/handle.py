@@ -92,9 +92,9 @@ def _open(h: Array) -> State:
         values=_one(h, 17, FLOAT),
         journal=_two(h, 18, INT),
         blocks=_three(h, 19, BLOCK),
-        buckets=_three(h, 20, INT32),
+        buckets=_three(h, 20, UINT32),
         chain=_two(h, 21, CHAIN),
-        table=_two(h, 22, INT32),
+        table=_two(h, 22, UINT32),
         ids=_two(h, 23, INT),
     )
 

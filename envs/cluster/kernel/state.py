@@ -175,9 +175,9 @@ BLOCK = np.dtype(
     [
         ("content", np.int64),  # UNREGISTERED, or what it holds
         ("references", np.int32),
-        ("free_previous", np.int32),  # ring of the blocks that nobody references; block 0 is its anchor
-        ("free_next", np.int32),
-        ("bucket_next", np.int32),  # chain of one hash bucket, in order of registration; 0 ends it
+        ("free_previous", np.uint32),  # ring of the blocks that nobody references; block 0 is its anchor
+        ("free_next", np.uint32),
+        ("bucket_next", np.uint32),  # chain of one hash bucket, in order of registration; 0 ends it
     ],
     align=True,
 )
@@ -225,7 +225,7 @@ class State(NamedTuple):
     blocks: Array  # (B, U, blocks) BLOCK
     buckets: Array  # (B, U, power of two) int32
     chain: Array  # (B, R) CHAIN
-    table: Array  # (B, entries) int32: block tables of all requests, one after the other
+    table: Array  # (B, entries) uint32: block tables of all requests, one after the other
     ids: Array  # (B, entries) int64: content ids
 
 
