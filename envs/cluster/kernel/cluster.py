@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleetgym.envs.cluster.kernel.advance import advance, receive
+from fleetgym.envs.cluster.kernel.advance import advance, queue, wake
 from fleetgym.envs.cluster.kernel.blocks import clear_pool
-from fleetgym.envs.cluster.kernel.group import advance_group, choose_rank, receive_group
+from fleetgym.envs.cluster.kernel.group import advance_group, choose_rank, wake_group
 from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.state import NEVER, NONE, REFUSED, Array, State, unit
 
@@ -58,10 +58,11 @@ def dispatch(st: State, b: int, i: int) -> None:
     u.inst["output_tokens"] += row["output"]
     u.inst["awaiting"] += 1
     u.inst["awaiting_tokens"] += row["prompt"]
+    queue(u, r)
     if place == i:
-        receive(u, r, now)
+        wake(u, now)
     else:
-        receive_group(st, b, i, place, r, now)
+        wake_group(st, b, i, now)
     if inst["stall"] > spec["stall_limit"]:
         env["stalled_instance"] = i
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleetgym.envs.cluster.kernel.advance import queue
 from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.schedule import iteration_seconds, schedule
 from fleetgym.envs.cluster.kernel.state import EMPTY, NEVER, State, unit
@@ -36,9 +35,11 @@ def advance_group(st: State, b: int, i: int, until: int) -> None:
             inst["due"] = 0
             preempted = schedule_group(st, b, i)
             slot = inst["front"] ^ (inst["flight"] & 1)
-            set_flight(st, b, i, inst["flight"] + 1)
+            inst["flight"] += 1
             if inst["end_ns"][slot] == EMPTY and inst["end_ns"][inst["front"]] == EMPTY and not preempted:
-                set_flight(st, b, i, 0)  # blocked: only an arrival can change anything
+                inst["flight"] = 0  # blocked: only an arrival can change anything
+                for k in rank_rows(st, b, i):
+                    st.inst[b, k]["flight"] = 0
             elif inst["stall"] > spec["stall_limit"]:
                 break
             elif inst["flight"] < spec["depth"]:
@@ -55,14 +56,6 @@ def advance_group(st: State, b: int, i: int, until: int) -> None:
                 break
         update_group(st, b, i)
     add_up(st, b, i)
-
-
-@jit
-def set_flight(st: State, b: int, i: int, flight: int) -> None:
-    """Let so many iterations be in flight, at the endpoint and at all ranks."""
-    st.inst[b, i]["flight"] = flight
-    for k in rank_rows(st, b, i):
-        st.inst[b, k]["flight"] = flight
 
 
 @large
@@ -97,6 +90,7 @@ def schedule_group(st: State, b: int, i: int) -> bool:
         inst["start_ns"][slot] = start
         inst["last_end_ns"] = inst["end_ns"][slot] = start + max(1, int(seconds * 1e9 + 0.5))
     for k in rank_rows(st, b, i):
+        st.inst[b, k]["flight"] += 1
         if st.inst[b, k]["end_ns"][slot] != EMPTY:
             st.inst[b, k]["end_ns"][slot] = inst["end_ns"][slot]
     return preempted
@@ -153,17 +147,14 @@ def publish(st: State, b: int, i: int, now: int) -> None:
         rank["load"] = 4 * rank["waiting"] + rank["running"]
 
 
-@large
-def receive_group(st: State, b: int, i: int, k: int, r: int, now: int) -> None:
-    """Queue a request that arrives at rank ``k``; a group that sleeps schedules at once."""
+@jit
+def wake_group(st: State, b: int, i: int, now: int) -> None:
+    """Let a group that has received a request schedule at once, if it sleeps."""
     inst = st.inst[b, i]
-    queue(unit(st, b, k), r)
     if inst["next_ns"] == NEVER:
         inst["counted_ns"] = now
         inst["due"] = 1
-        advance_group(st, b, i, now)
-    else:
-        add_up(st, b, i)
+    advance_group(st, b, i, now)  # adds up, whether it slept or not
 
 
 @jit
