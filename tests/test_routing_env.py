@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +17,7 @@ from fleetgym.envs import ENV_IDS
 from fleetgym.envs.cluster.engine import TERM_NAMES
 from fleetgym.envs.cluster.metrics import per_request
 from fleetgym.envs.cluster.requests import Trace
+from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import DEFAULT_FEATURES, ORACLE_FEATURES
 from fleetgym.envs.wrappers import ScaleObservation
@@ -63,6 +65,16 @@ def test_equal_seeds_give_equal_arrays(env_id: str, engine: str) -> None:
 
 def test_both_engines_give_equal_arrays() -> None:
     first, second = (rollout(make(engine=engine), 5) for engine in ENGINES)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True))
+
+
+def test_a_fleet_with_data_parallel_groups_is_loaded_by_their_own_rate_in_both_engines() -> None:
+    single = InstanceSpec("RTXPRO6000", "Qwen3-30B-A3B-Instruct-2507")
+    fleet = ClusterSpec((replace(single, count=2), replace(single, dp=2)))
+    envs = [make(cluster=fleet, engine=engine, load=0.8) for engine in ENGINES]
+    rates = envs[0].unwrapped._batch._saturation_rps
+    assert rates[0] == rates[1] < rates[2]
+    first, second = (rollout(env, 5) for env in envs)
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True))
 
 
