@@ -94,6 +94,8 @@ def cruise(u: Unit, until: int) -> Any:
     if end1 == EMPTY:
         return 0
     size, caching, kd = spec["block_size"], spec["caching"], spec["kd"]
+    # What running requests register may be a hit of the queue's head, which then fits before anybody finishes.
+    waiting = inst["waiting"] > 0
     registers_at_once = caching and depth == 1  # a block that is filled, not only one that is begun, is an event
     free = spec["usable"] - inst["used"]
     used, counted, kv_block_ns = inst["used"], inst["counted_ns"], inst["kv_block_ns"]
@@ -109,6 +111,9 @@ def cruise(u: Unit, until: int) -> Any:
         if needed > free:
             break
         following = place - 1 if place > 0 else size - 1
+        grows = caching and (needed > 0 or (registers_at_once and u.classes[following] > 0))
+        if grows and waiting:
+            break
         # the oldest iteration returns
         gap = end0 - returned
         if gap < low or gap >= high:
@@ -125,7 +130,7 @@ def cruise(u: Unit, until: int) -> Any:
         kv_block_ns += used * (end0 - counted)
         counted = end0
         # the next one is composed
-        if caching and (needed > 0 or (registers_at_once and u.classes[following] > 0)):
+        if grows:
             grow_decodes(u, clock, depth == 2)
         used += needed
         free -= needed
