@@ -66,7 +66,7 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         self.stagger = stagger
         self.episode_metrics = episode_metrics
         self.config = config or resolve(**arguments)
-        self.batch = RoutingBatch(self.config, num_envs)
+        self.batch = RoutingBatch(self.config, num_envs, all_signals=render_mode is not None)
         self.single_observation_space = self.batch.observation_space
         self.single_action_space = spaces.Discrete(self.config.cluster.num_instances)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -12,12 +12,12 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.engine import SIGNAL_INDEX, TERM_NAMES, default_engine, make_engine
+from fleetgym.envs.cluster.engine import SIGNAL_NAMES, TERM_NAMES, default_engine, make_engine
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.features import FEATURES, observation_space, select
+from fleetgym.envs.features import FEATURE_BY_NAME, observation_space, select
 from fleetgym.envs.rewards import RewardSpec
 from fleetgym.envs.routing.load import saturation_rps
 from fleetgym.envs.workloads import Workload, make_workload
@@ -126,16 +126,32 @@ class RoutingBatch:
     rngs : list of Generator, length B
     traces : list of Trace, length B
         The requests of each running episode, if they are to be kept; None before the first.
+
+    Parameters
+    ----------
+    config : RoutingConfig
+    batch : int
+        B.
+    keep_traces : bool
+        Keep the episodes' requests in ``traces``.
+    all_signals : bool
+        Let ``engine.obs`` hold every signal, as rendering and policies with features of their own need, and not
+        only the observation's columns.
     """
 
-    def __init__(self, config: RoutingConfig, batch: int, *, keep_traces: bool = False) -> None:
+    def __init__(
+        self, config: RoutingConfig, batch: int, *, keep_traces: bool = False, all_signals: bool = True
+    ) -> None:
         self.config = config
-        self.engine = make_engine(config.engine, config.cluster, batch, high=[f.high for f in FEATURES], slo=config.slo)
+        # With the observation's own columns only, a copy of it is one block of memory.
+        signals = SIGNAL_NAMES if all_signals else config.features
+        high = [FEATURE_BY_NAME[name].high for name in signals]
+        self.engine = make_engine(config.engine, config.cluster, batch, columns=signals, high=high, slo=config.slo)
         self.rngs: list[np.random.Generator] = [np.random.default_rng() for _ in range(batch)]
         self.traces: list[Trace | None] = [None] * batch
         self._keep_traces = keep_traces
         self._weights = [(term, w) for term, w in enumerate(config.reward.weights.tolist()) if w]
-        columns = [SIGNAL_INDEX[name] for name in config.features]
+        columns = [signals.index(name) for name in config.features]
         contiguous = columns == list(range(columns[0], columns[0] + len(columns)))
         self._columns: Any = slice(columns[0], columns[-1] + 1) if contiguous else columns
         self._saturation_rps = np.zeros(0)

@@ -103,7 +103,7 @@ def ppo_over_idle(bench: Bench) -> Iterator[Figure]:
         spec = AgentSpec("ppo", network, num_envs, hyperparameters=hyperparameters)  # type: ignore[arg-type]
         models = []
         for kind in (FleetVecEnv, IdleVecEnv):
-            env = kind(RoutingVectorEnv(num_envs, config=config, stagger=True))
+            env = kind(RoutingVectorEnv(num_envs, config=config, stagger=True, episode_metrics=False))
             env.seed(bench.seed)
             models.append(make_model(spec, env, bench.seed))
         spent: list[list[float]] = [[], []]
