@@ -113,6 +113,9 @@ def observe(st: State, b: int) -> None:
     values[13] = prompt
     values[14] = row["priority"]
     values[15] = row["output"]
+    in_order = True
+    for f in range(len(st.columns)):
+        in_order = in_order and st.columns[f] == f
     fitting = 0
     for i in range(st.mask.shape[1]):
         inst = st.inst[b, i]
@@ -136,8 +139,12 @@ def observe(st: State, b: int) -> None:
         values[11] = spec["prefill_tokens_per_s"]
         values[12] = spec["decode_tokens_per_s"]
         values[16] = inst["awaiting_tokens"] + inst["output_tokens"] - inst["streamed"]
-        for f in range(len(st.columns)):
-            st.obs[b, i, f] = min(values[st.columns[f]], st.high[f])
+        if in_order:  # the usual case, which the compiler turns into vector instructions
+            for f in range(len(st.columns)):
+                st.obs[b, i, f] = min(values[f], st.high[f])
+        else:
+            for f in range(len(st.columns)):
+                st.obs[b, i, f] = min(values[st.columns[f]], st.high[f])
     if fitting == 0:
         for i in range(st.mask.shape[1]):
             st.mask[b, i] = st.inst[b, i]["available"]
