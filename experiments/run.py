@@ -103,14 +103,8 @@ class RunFolder:
             with run.atomic("requests.parquet") as path:
                 table.write_parquet(path)
         """
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
-        try:
-            yield temporary
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self.path / name) as path:
+            yield path
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file whole or not at all, and return its path."""
@@ -146,6 +140,18 @@ class RunFolder:
                 "wall_s": None if running else time.perf_counter() - self._clock,
             },
         )
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``target``, with its suffix; it takes that name if the block succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def jsonable(value: Any) -> Any:

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fleetgym.envs.errors import UserError
+from fleetgym.experiments.run import replacing
 
 
 @contextmanager
 def atomic(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``target``, with its suffix; it takes that name if the block succeeds.
+    """Do as `fleetgym.experiments.run.replacing`, with an error for the user.
 
     Raises
     ------
     UserError
         The folder cannot be made or written.
     """
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(f"folder={str(target.parent)!r}: cannot write {target.name}: {error.strerror}") from None
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def write_text(target: Path, text: str) -> None:
