@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,13 +16,17 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from fleetgym.agents.checkpoint import write_card
 from fleetgym.agents.factory import AgentSpec, learner_env, make_model
-from fleetgym.agents.learned import LearnedPolicy
+from fleetgym.agents.learned import LearnedPolicy, load_checkpoint
 from fleetgym.agents.vec_env import FleetVecEnv
-from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.cluster.metrics import find_ranking, flatten, summarize
+from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig
 from fleetgym.envs.vector import RoutingVectorEnv
 
-SELECT_BY = {"mean_e2e_s": -1.0, "mean_ttft_s": -1.0, "mean_tpot_s": -1.0, "slo_attainment": 1.0, "mean_reward": 1.0}
+HELD_OUT_FIGURES = (
+    "e2e_charged_s.mean", "e2e_charged_s.p99", "ttft_charged_s.mean", "ttft_charged_s.p99", "tpot_s.mean",
+    "slo_attainment", "requests.rejected",
+)  # fmt: skip
 HELD_OUT_SEED = 1_000_003  # far from any seed that a training environment gets
 
 
@@ -38,36 +43,49 @@ class TrainSpec:
     eval_episodes : int
     checkpoint_every_timesteps : int or None
         Also keep ``checkpoints/<steps>_steps.zip``.
-    select_by : str
-        Held-out figure that chooses the best model (`SELECT_BY`). The mean return leaves out what is still
-        unfinished at the last dispatch, so that it tells less than the latency of all requests.
+    rank_by : str
+        Failure-aware figure of the held-out episodes that chooses the best model
+        (`fleetgym.envs.cluster.metrics.RANKING`), the one that the scenario ranks by. The return would leave out
+        what is still unfinished at the last dispatch.
     """
 
     total_timesteps: int
     eval_every_timesteps: int = 100_000
     eval_episodes: int = 10
     checkpoint_every_timesteps: int | None = None
-    select_by: str = "mean_e2e_s"
+    rank_by: str = "e2e_charged_s.mean"
 
     def __post_init__(self) -> None:
-        if self.select_by not in SELECT_BY:
-            raise UserError(f"select_by={self.select_by!r}: unknown{did_you_mean(self.select_by, SELECT_BY)}")
+        find_ranking(self.rank_by)
         for name in ("total_timesteps", "eval_every_timesteps", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.checkpoint_every_timesteps is not None and self.checkpoint_every_timesteps < 1:
             raise UserError(f"checkpoint_every_timesteps={self.checkpoint_every_timesteps}: must be at least 1")
 
+    @property
+    def sign(self) -> float:
+        """1 where a larger ``rank_by`` is better, -1 where a smaller one is."""
+        return 1.0 if find_ranking(self.rank_by).better == "higher" else -1.0
 
-def held_out_score(policy: LearnedPolicy, config: RoutingConfig, episodes: int) -> dict[str, float]:
-    """Mean return and latency of greedy episodes on ``config``, always the same ones.
+    def worth(self, score: Mapping[str, float]) -> float:
+        """How good a held-out score is; larger is better."""
+        return self.sign * score[self.rank_by]
+
+
+def held_out_score(
+    policy: LearnedPolicy, config: RoutingConfig, episodes: int, rank_by: str = "e2e_charged_s.mean"
+) -> dict[str, float]:
+    """Mean figures of greedy episodes on ``config``, always the same ones.
+
+    Episodes of a recording may overlap: their mean chooses a model and claims nothing of new traffic.
 
     Returns
     -------
     dict
-        ``mean_reward`` (per episode) and the means of the episode metrics.
+        ``mean_reward`` (per episode), ``rank_by`` and `HELD_OUT_FIGURES`; NaN where no episode has a figure.
     """
-    batch = RoutingBatch(config, episodes)
+    batch = RoutingBatch(config, episodes, keep_traces=True)
     for index in range(episodes):
         batch.rngs[index] = np.random.default_rng(HELD_OUT_SEED + index)
         batch.start(index)
@@ -78,11 +96,19 @@ def held_out_score(policy: LearnedPolicy, config: RoutingConfig, episodes: int) 
         running = ~engine.done
         rewards = batch.step(policy.act(batch.observations(), engine.mask))
         returns += np.where(running, rewards, 0.0)
-    metrics = [batch.finish(index) for index in range(episodes)]
-    return {
-        "mean_reward": float(returns.mean()),
-        **{name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]},
-    }
+    rows = [_figures(batch, index) for index in range(episodes)]
+    names = dict.fromkeys((rank_by, *HELD_OUT_FIGURES))
+    means = {name: float(np.mean([math.nan if row[name] is None else row[name] for row in rows])) for name in names}
+    return {**means, "mean_reward": float(returns.mean())}
+
+
+def _figures(batch: RoutingBatch, index: int) -> dict[str, Any]:
+    """Run an episode's cluster dry and judge it as a leaderboard does."""
+    engine, config, trace = batch.engine, batch.config, batch.traces[index]
+    assert trace is not None
+    engine.drain(index)
+    run = engine.results(index), engine.instance_stats(index), engine.gap_histogram(index)
+    return flatten(summarize(trace, *run, config.cluster, config.slo, failure_s=config.failure_s))
 
 
 def save(model: BaseAlgorithm, path: Path, card: Mapping[str, Any]) -> None:
@@ -103,13 +129,23 @@ class HeldOutCallback(BaseCallback):
         self.best = -np.inf
         self.history: list[dict[str, float]] = []
         self._due = 0
+        self._evaluated = -1
 
     def _on_training_start(self) -> None:
         self._due = self.num_timesteps + self.spec.eval_every_timesteps
-        if (self.folder / "best_model.zip").exists() and self.num_timesteps > 0:
-            self._evaluate(keep=False)
-        else:
-            self._evaluate()
+        if self.num_timesteps > 0:
+            self._recall_best()
+        self._evaluate()
+
+    def _recall_best(self) -> None:
+        """Score the folder's best model so far on these episodes: only a better one may replace it."""
+        path = self.folder / "best_model.zip"
+        if not path.exists():
+            return
+        earlier = load_checkpoint(path)
+        if earlier.features != self.config.features:
+            raise UserError(f"{path}: the best model so far was trained on other features; use another run folder")
+        self._note(earlier, earlier.model.num_timesteps)
 
     def _on_step(self) -> bool:
         return True
@@ -122,20 +158,25 @@ class HeldOutCallback(BaseCallback):
     def _on_training_end(self) -> None:
         self._evaluate()
 
-    def _evaluate(self, keep: bool = True) -> None:
-        if self.history and self.history[-1]["timesteps"] == self.num_timesteps:
+    def _evaluate(self) -> None:
+        if self._evaluated == self.num_timesteps:
             return
-        policy = LearnedPolicy(self.model, self.config.features)
-        score = held_out_score(policy, self.config, self.spec.eval_episodes)
+        self._evaluated = self.num_timesteps
+        if self._note(LearnedPolicy(self.model, self.config.features), self.num_timesteps):
+            save(self.model, self.folder / "best_model.zip", self.card)
         self.model.policy.set_training_mode(False)
-        self.history.append({"timesteps": float(self.num_timesteps), **score})
-        for name, figure in score.items():
-            self.logger.record(f"held_out/{name}", figure)
-        value = SELECT_BY[self.spec.select_by] * score[self.spec.select_by]
-        if value > self.best:
-            self.best = value
-            if keep:
-                save(self.model, self.folder / "best_model.zip", self.card)
+        for name, figure in self.history[-1].items():
+            if name != "timesteps":
+                self.logger.record(f"held_out/{name}", figure)
+
+    def _note(self, policy: LearnedPolicy, timesteps: int) -> bool:
+        """Score a policy; return whether it is the best so far."""
+        score = held_out_score(policy, self.config, self.spec.eval_episodes, self.spec.rank_by)
+        self.history.append({"timesteps": float(timesteps), **score})
+        better = self.spec.worth(score) > self.best
+        if better:
+            self.best = self.spec.worth(score)
+        return better
 
 
 class CheckpointCallback(BaseCallback):
@@ -157,7 +198,7 @@ class CheckpointCallback(BaseCallback):
 
 
 class ProgressCallback(BaseCallback):
-    """A progress bar with the latest held-out latency."""
+    """A progress bar with the latest held-out figure."""
 
     def __init__(self, total: int, held_out: HeldOutCallback) -> None:
         super().__init__()
@@ -170,18 +211,18 @@ class ProgressCallback(BaseCallback):
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("held-out mean E2E {task.fields[e2e]} s"),
+            TextColumn(f"held-out {self.held_out.spec.rank_by} {{task.fields[latest]}}"),
         )
         self.bar = Progress(*columns)
-        self.task = self.bar.add_task("train", total=self.total, completed=self.num_timesteps, e2e="-")
+        self.task = self.bar.add_task("train", total=self.total, completed=self.num_timesteps, latest="-")
         self.bar.start()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        latest = self.held_out.history[-1]["mean_e2e_s"] if self.held_out.history else float("nan")
-        self.bar.update(self.task, completed=self.num_timesteps, e2e=f"{latest:.3f}")
+        latest = self.held_out.history[-1][self.held_out.spec.rank_by] if self.held_out.history else math.nan
+        self.bar.update(self.task, completed=self.num_timesteps, latest=f"{latest:.4g}")
 
     def _on_training_end(self) -> None:
         self.bar.update(self.task, completed=min(self.num_timesteps, self.total))
@@ -224,7 +265,8 @@ def train(
     Returns
     -------
     model, history
-        The trained model and one row per held-out evaluation.
+        The trained model and one row per held-out evaluation, ``timesteps`` and `held_out_score`. Of a resumed run the
+        first is the folder's best model so far, if there is one, the next the checkpoint itself.
     """
     if problem.available is not None and agent.network == "mlp" and agent.algorithm != "maskable_ppo":
         raise UserError(
@@ -251,8 +293,6 @@ def train(
 
 
 def _resumed(path: str | Path, agent: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
-    from fleetgym.agents.learned import load_checkpoint
-
     policy = load_checkpoint(path)
     if policy.features != env.env.config.features or policy.model.observation_space != env.observation_space:
         raise UserError(f"resume={str(path)!r}: trained on another observation than this configuration has")

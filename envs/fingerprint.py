@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleetgym.envs.cluster.requests import Trace, make_trace
-from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
+from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec, Slo
+from fleetgym.envs.rewards import RewardSpec
 from fleetgym.envs.routing.env import RoutingEnv
 from fleetgym.envs.workloads.base import Workload
 
@@ -28,7 +29,7 @@ class _Fixed(Workload):
     def native_rate_rps(self) -> float:
         return 20.0
 
-    def episode(self, rng: np.random.Generator, num_requests: int | None = None) -> Trace:
+    def episode(self, rng: np.random.Generator, num_requests: int | None = None, *, window: int | None = None) -> Trace:
         index = np.arange(num_requests or _REQUESTS, dtype=np.int64)
         gaps_ns = (index * 7919 + 13) % 97 * 1_000_000
         return make_trace(
@@ -44,7 +45,16 @@ def routing_fingerprint(engine: str = "kernel") -> str:
         InstanceSpec("RTXPRO6000", "Llama-3.1-8B", tier="A", count=2, engine=tight),
         InstanceSpec("RTX4090", "Llama-3.1-8B", tier="A", engine=tight),
     )
-    env = RoutingEnv(cluster=ClusterSpec(groups), workload=_Fixed(), num_requests=_REQUESTS, load=None, engine=engine)
+    env = RoutingEnv(
+        cluster=ClusterSpec(groups),
+        workload=_Fixed(),
+        num_requests=_REQUESTS,
+        load=None,
+        reward=RewardSpec(unfinished_request_s=-1.0, charged_s=-1.0),
+        slo=Slo(1.0, 0.0625, 0.1),
+        failure_s=60.0,
+        engine=engine,
+    )
     observation, info = env.reset(seed=0)
     digest = hashlib.sha256(observation.tobytes() + info["action_mask"].tobytes())
     truncated, step = False, 0

@@ -16,12 +16,14 @@ class RewardSpec:
     """Weight of each term (units: reward per unit of the term; see ``TERM_NAMES``).
 
     The default is minus the time integral of unfinished requests, in request-seconds. Summed over an
-    episode that is minus the total end-to-end latency (Little's law), paid as it accrues: dense and
-    unbiased. A rejected request would otherwise cost nothing and be worth seeking, so it is charged as
-    much as a request that stays for a minute.
+    episode that is minus the latency of all requests up to the last dispatch (Little's law), paid as it
+    accrues. A failed request leaves at once and would otherwise be worth seeking, so each is charged the
+    scenario's ``failure_s``, the same as in the charged figures of `fleetgym.envs.cluster.metrics`.
 
     Attributes
     ----------
+    charged_s : float
+        Reward per second charged for failures, ``failure_s`` for each.
     scale : float
         Multiplies the weighted sum.
     """
@@ -30,7 +32,8 @@ class RewardSpec:
     awaiting_first_token_request_s: float = 0.0
     finished: float = 0.0
     slo_met: float = 0.0
-    rejected: float = -60.0
+    charged_s: float = -1.0
+    rejected: float = 0.0
     preempted: float = 0.0
     recomputed_tokens: float = 0.0
     scale: float = 1.0
@@ -39,10 +42,11 @@ class RewardSpec:
         for f in fields(self):
             if not np.isfinite(getattr(self, f.name)):
                 raise UserError(f"{f.name}={getattr(self, f.name)!r}: must be a finite number")
-        if not self.weights.any():
+        if not self.weights(1.0).any():
             raise UserError("all weights are 0: at least one term must count")
 
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """Weights in the order of ``TERM_NAMES``, scale included, shape (len(TERM_NAMES),)."""
-        return np.array([getattr(self, name) for name in TERM_NAMES]) * self.scale
+    def weights(self, failure_s: float) -> NDArray[np.float64]:
+        """Weights in the order of ``TERM_NAMES``, charge and scale included, shape (len(TERM_NAMES),)."""
+        weights = np.array([getattr(self, name) for name in TERM_NAMES])
+        weights[TERM_NAMES.index("rejected")] += self.charged_s * failure_s
+        return weights * self.scale

@@ -12,29 +12,31 @@ from fleetgym.experiments.cli import command
 from fleetgym.experiments.config import plain
 from fleetgym.experiments.problem import make_policy, routing_problem
 from fleetgym.experiments.report.tables import print_summary
-from fleetgym.experiments.rollout import run_policies
+from fleetgym.experiments.rollout import check_failure_s, run_policies
 from fleetgym.experiments.run import RunFolder
+from fleetgym.experiments.scenario import plan_windows, scenario_of
 
 
 @command("evaluate")
 def main(cfg: DictConfig) -> float | None:
-    """Evaluate on ``episodes`` seeds of the test split; return the mean E2E latency in seconds."""
-    problem = routing_problem(cfg, "test")
+    """Evaluate on windows of the test part; return the mean of the figure that the scenario ranks by."""
+    scenario = scenario_of(cfg)
+    problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, cfg.episodes)
     policy = make_policy(plain(cfg.policy), checkpoint=cfg.checkpoint, bundle=cfg.bundle)
-    seeds = list(range(cfg.seed, cfg.seed + cfg.episodes))
+    check_failure_s(problem, windows)
     with RunFolder.from_hydra(cfg) as run:
-        episodes = run_policies(problem, [policy], seeds)
-        rows = [{"seed": e.seed, **flatten(e.summary(problem))} for e in episodes]
-        keys = [key for key, value in rows[0].items() if isinstance(value, (int, float)) and key != "seed"]
+        episodes = run_policies(problem, [policy], windows, seed=cfg.seed)
+        rows = [{"window": e.window, **flatten(e.summary(problem))} for e in episodes]
+        keys = [key for key, value in rows[0].items() if isinstance(value, (int, float)) and key != "window"]
         mean = {key: _mean([row[key] for row in rows]) for key in keys}
-        run.write_metrics({"mean": mean, "per_seed": rows})
+        run.write_metrics({"mean": mean, "windows": windows.text, "per_window": rows})
         with run.atomic("requests.parquet") as path:
-            tables = [pl.DataFrame(e.requests(problem)).with_columns(seed=pl.lit(e.seed)) for e in episodes]
+            tables = [pl.DataFrame(e.requests(problem)).with_columns(window=pl.lit(e.window)) for e in episodes]
             pl.concat(tables).write_parquet(path)
-        print_summary(episodes[0].summary(problem), Console(), title=f"{policy.name}, seed {seeds[0]}")
-        print(f"mean E2E over {len(seeds)} seeds: {mean['e2e_s.mean']:.4f} s")
+        print_summary(episodes[0].summary(problem), Console(), title=f"{policy.name}, window {windows.numbers[0]}")
+        print(f"{scenario.rank_by}, mean of {windows.text}: {mean[scenario.rank_by]:.4g}")
         print(f"run folder: {run.path}")
-    return mean["e2e_s.mean"]
+    return mean[scenario.rank_by]
 
 
 def _mean(values: list[object]) -> float | None:

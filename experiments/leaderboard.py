@@ -1,16 +1,18 @@
-"""``fleetgym leaderboard``: rank policies on the same arrivals over several seeds."""
+"""``fleetgym leaderboard``: rank policies on the same arrivals over independent windows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from omegaconf import DictConfig
 from rich.console import Console
 
 from fleetgym.baselines import Policy
+from fleetgym.envs.cluster.judging import NS
 from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingConfig
@@ -18,39 +20,56 @@ from fleetgym.experiments.cli import command
 from fleetgym.experiments.config import plain
 from fleetgym.experiments.problem import exported, learned, make_policy, routing_problem
 from fleetgym.experiments.report import print_table, write_leaderboard
-from fleetgym.experiments.rollout import run_policies
+from fleetgym.experiments.rollout import Episode, check_failure_s, run_policies
 from fleetgym.experiments.run import RunFolder, git_state, versions
+from fleetgym.experiments.scenario import Scenario, Windows, plan_windows, scenario_of
 from fleetgym.experiments.train import latest_checkpoint
 
 
 @command("leaderboard")
 def main(cfg: DictConfig) -> float | None:
-    """Rank; return the best mean E2E latency in seconds."""
-    problem = routing_problem(cfg, "test")
+    """Rank; return the best policy's figure of those that the scenario ranks by."""
+    scenario = scenario_of(cfg)
+    problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, plain(cfg.seeds))
     policies = collect(cfg)
+    check_failure_s(problem, windows)
     with RunFolder.from_hydra(cfg) as run:
-        episodes = run_policies(problem, policies, list(cfg.seeds))
+        episodes = run_policies(problem, policies, windows, seed=cfg.seed)
         rows = [
             {
                 "policy": e.policy,
                 "kind": e.kind,
-                "seed": e.seed,
+                "window": e.window,
                 "decision_us": e.decision_us,
+                "slo_attainment_curve": e.attainment_curve(problem),
                 **flatten(e.summary(problem)),
             }
             for e in episodes
         ]
-        facts = scenario(cfg, problem)
-        table = write_leaderboard(run.path, rows, scenario=facts, seed=cfg.seed, config=plain(cfg), versions=versions())
+        table = write_leaderboard(
+            run.path,
+            rows,
+            scenario=facts(scenario, problem, windows, episodes, plain(cfg.workload)),
+            rank_by=scenario.rank_by,
+            failure_s=scenario.failure_s,
+            config=plain(cfg),
+            versions=versions(),
+        )
         run.write_metrics(table.simulated())
         with run.atomic("requests.parquet") as path:
             tables = [
-                pl.DataFrame(e.requests(problem)).with_columns(policy=pl.lit(e.policy), seed=pl.lit(e.seed))
+                pl.DataFrame(e.requests(problem)).with_columns(policy=pl.lit(e.policy), window=pl.lit(e.window))
                 for e in episodes
             ]
             pl.concat(tables).write_parquet(path)
         print_table(table, Console())
-        for name in ("leaderboard.html", "leaderboard.png", "leaderboard.csv", "leaderboard.json"):
+        for name in (
+            "leaderboard.html",
+            "leaderboard.png",
+            "slo_attainment.png",
+            "leaderboard.csv",
+            "leaderboard.json",
+        ):
             print(run.path / name)
     return table.entries[0].main.estimate
 
@@ -97,27 +116,46 @@ def _distinguish(policies: Sequence[Policy]) -> None:
             policy.name = f"{policy.name}_{seen[policy.name]}"
 
 
-def scenario(cfg: DictConfig, problem: RoutingConfig) -> dict[str, Any]:
+def facts(
+    scenario: Scenario,
+    problem: RoutingConfig,
+    windows: Windows,
+    episodes: Sequence[Episode],
+    workload: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return what the page says about the scenario."""
     fleet = ", ".join(f"{g.count} x {g.gpu} {g.model} tp{g.tp}" for g in problem.cluster.instances)
-    workload = plain(cfg.workload)
     source = workload.get("dataset") or workload["kind"]
     load = "arrival times as the workload has them"
     if problem.load is not None:
         low, high = problem.load
         share = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         load = f"{share} of the measured saturation rate"
+    slo = problem.slo
     return {
-        "name": cfg.name,
+        "name": scenario.name,
         "description": f"{source} on {fleet}, offered load: {load}.",
+        "windows": windows.text,
+        "each window": window_length(problem, episodes),
+        "ranked by": scenario.rank_by,
+        "failure_s": f"{scenario.failure_s:g} s charged for each failed request",
+        "objectives": f"TTFT {slo.ttft_s:g} s + {slo.ttft_s_per_1k_prompt_tokens:g} s per 1,000 prompt tokens, TPOT {slo.tpot_s:g} s",
         "fleet": fleet,
         "load": load,
-        "requests per seed": problem.num_requests or "all of the workload",
-        "objectives": f"TTFT {problem.slo.ttft_s:g} s + {problem.slo.ttft_s_per_1k_prompt_tokens:g} s per 1,000 "
-        f"prompt tokens, TPOT {problem.slo.tpot_s:g} s",
         "engine": problem.engine,
         "revision": (git_state() or {}).get("revision", "not in a checkout"),
     }
+
+
+def window_length(problem: RoutingConfig, episodes: Sequence[Episode]) -> str:
+    """Say how long a window is, in requests, seconds and mean latencies of the best policy."""
+    span_s = float(np.mean([e.trace.requests["arrival_ns"][-1] * NS for e in episodes]))
+    e2e_s: dict[str, list[float]] = {}
+    for e in episodes:
+        e2e_s.setdefault(e.policy, []).append(float(e.requests(problem)["e2e_charged_s"].mean()))
+    best_s = min(float(np.mean(values)) for values in e2e_s.values())
+    requests = float(np.mean([len(e.trace) for e in episodes]))
+    return f"{requests:,.0f} requests in {span_s:.1f} s, {span_s / best_s:.1f} mean latencies of the best policy"
 
 
 if __name__ == "__main__":

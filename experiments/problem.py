@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
 from fleetgym.baselines import Policy, make_heuristic
-from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingConfig, resolve
 from fleetgym.experiments.config import plain
-
-Part = Literal["train", "validate", "test"]
-_SPLIT_KEYS = ("load", "available", "num_requests", "workload")
+from fleetgym.experiments.scenario import PartName, scenario_of
 
 
-def routing_problem(cfg: DictConfig, part: Part | None = None) -> RoutingConfig:
-    """Build the routing problem of ``cfg``; ``part`` applies the overrides of ``cfg.split.<part>``.
+def routing_problem(cfg: DictConfig, part: PartName | None = None) -> RoutingConfig:
+    """Build the routing problem of ``cfg``; ``part`` names the part of its scenario, if it has one.
 
     Raises
     ------
@@ -30,12 +28,12 @@ def routing_problem(cfg: DictConfig, part: Part | None = None) -> RoutingConfig:
     values.pop("id")
     workload: dict[str, Any] = dict(plain(cfg.workload))
     if part is not None:
-        split: Mapping[str, Any] = plain(cfg.split[part]) or {}
-        for key in split:
-            if key not in _SPLIT_KEYS:
-                raise UserError(f"split.{part}.{key}: unknown key{did_you_mean(key, _SPLIT_KEYS)}")
-        workload |= split.get("workload") or {}
-        values |= {key: value for key, value in split.items() if key != "workload" and value is not None}
+        scenario = scenario_of(cfg)
+        own = getattr(scenario.parts, part)
+        workload |= own.workload or {}
+        values |= {"failure_s": scenario.failure_s, **own.environment()}
+    else:
+        values |= {"failure_s": cfg.failure_s}
     problem = resolve(
         cluster=plain(cfg.cluster),
         workload=workload,

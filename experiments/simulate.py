@@ -15,6 +15,7 @@ from fleetgym.experiments.report.plots import run_plots
 from fleetgym.experiments.report.tables import print_summary
 from fleetgym.experiments.rollout import run_policies
 from fleetgym.experiments.run import RunFolder
+from fleetgym.experiments.scenario import Windows
 
 
 @command("simulate")
@@ -23,7 +24,7 @@ def main(cfg: DictConfig) -> float | None:
     problem = routing_problem(cfg)
     policy = make_policy(plain(cfg.policy), checkpoint=cfg.checkpoint, bundle=cfg.bundle)
     with RunFolder.from_hydra(cfg) as run:
-        (episode,) = run_policies(problem, [policy], [cfg.seed])
+        (episode,) = run_policies(problem, [policy], Windows((cfg.seed,), "generated"))
         summary: dict[str, Any] = episode.summary(problem)
         columns = episode.requests(problem)
         run.write_metrics(summary)

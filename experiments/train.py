@@ -10,27 +10,31 @@ from omegaconf import DictConfig
 from fleetgym.experiments.cli import command
 from fleetgym.experiments.config import plain, spec
 from fleetgym.experiments.problem import routing_problem
+from fleetgym.experiments.rollout import check_failure_s
 from fleetgym.experiments.run import RunFolder, git_state, versions
+from fleetgym.experiments.scenario import Windows, scenario_of
 
 LATEST = Path("outputs") / "latest"
 
 
 @command("train")
 def main(cfg: DictConfig) -> float | None:
-    """Train, and return the best held-out figure of those that ``select_by`` allows."""
+    """Train, and return the best held-out figure of those that the scenario ranks by."""
     # Imported here so that `--help` and `--cfg` answer without loading torch.
     import torch
 
     from fleetgym.agents.factory import AgentSpec
-    from fleetgym.agents.training import SELECT_BY, TrainSpec, train
+    from fleetgym.agents.training import TrainSpec, train
     from fleetgym.experiments.loggers import make_logger, sb3_logger
     from fleetgym.experiments.report.plots import training_curve
 
     agent = spec(AgentSpec, cfg.agent, "agent")
+    rank_by = scenario_of(cfg).rank_by
     plan = TrainSpec(
-        cfg.total_timesteps, cfg.eval_every_timesteps, cfg.eval_episodes, cfg.checkpoint_every_timesteps, cfg.select_by
+        cfg.total_timesteps, cfg.eval_every_timesteps, cfg.eval_episodes, cfg.checkpoint_every_timesteps, rank_by
     )
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
+    check_failure_s(held_out, Windows(tuple(range(cfg.eval_episodes)), "generated"))
     torch.set_num_threads(cfg.torch_threads)
     with RunFolder.from_hydra(cfg) as run:
         with make_logger(plain(cfg.logger), run.path, config=plain(cfg), job_type="train", group=cfg.name) as logger:
@@ -46,16 +50,18 @@ def main(cfg: DictConfig) -> float | None:
                 progress_bar=cfg.progress_bar,
                 prepare=lambda model: model.set_logger(sb3_logger(logger)),
             )
-        best = max(history, key=lambda row: SELECT_BY[cfg.select_by] * row[cfg.select_by])
+        best = max(history, key=plan.worth)
         run.write_metrics({"total_timesteps": int(history[-1]["timesteps"]), "best": best, "held_out": history})
         training_curve(run.path, history)
         _remember(cfg.name, run.path)
+        start = history[0]
+        before = "untrained" if cfg.resume is None else f"before, at {start['timesteps']:.0f} steps"
         print(
-            f"best held-out mean E2E {best['mean_e2e_s']:.4f} s at {best['timesteps']:.0f} steps "
-            f"(untrained: {history[0]['mean_e2e_s']:.4f} s)"
+            f"best held-out {rank_by} {best[rank_by]:.4g} at {best['timesteps']:.0f} steps "
+            f"({before}: {start[rank_by]:.4g})"
         )
         print(f"best model: {run.path / 'best_model.zip'}")
-    return best[cfg.select_by]
+    return best[rank_by]
 
 
 def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:

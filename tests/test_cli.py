@@ -100,7 +100,7 @@ def test_the_console_script_works_from_any_directory(tmp_path: Path) -> None:
 def test_a_command_is_also_a_module(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "fleetgym.experiments.simulate", "--cfg", "job", "--package", "slo", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "tpot_s: 0.1" in done.stdout
+    assert "tpot_s: 0.05" in done.stdout
 
 
 @pytest.mark.parametrize(

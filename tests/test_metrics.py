@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,16 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleetgym.envs.cluster import judging
 from fleetgym.envs.cluster.engine import GAP_BINS, gap_bin
+from fleetgym.envs.cluster.kernel import judging as compiled
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.metrics import (
     METRICS,
+    RANKING,
     distribution,
     find_metric,
+    find_ranking,
     flatten,
     gap_distribution,
     markdown_table,
     per_request,
+    slo_attainment_curve,
     summarize,
 )
 from fleetgym.envs.cluster.requests import (
@@ -30,6 +36,7 @@ from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec, Sl
 from fleetgym.envs.errors import UserError
 
 S = 1_000_000_000
+SLO = Slo(1.0, 0.0625, 0.1)
 
 
 def make_cluster() -> ClusterSpec:
@@ -66,18 +73,21 @@ def make_run():
 
 def test_a_small_run_judged_by_hand() -> None:
     trace, results, stats = make_run()
-    summary = summarize(trace, results, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), Slo())
+    summary = summarize(trace, results, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), SLO, failure_s=60.0)
     assert summary["requests"] == {"arrived": 4, "finished": 2, "rejected": 1, "unfinished": 1}
     assert summary["makespan_s"] == 5.0  # first arrival 1 s, last event (a first token) 6 s
     assert summary["ttft_s"]["mean"] == pytest.approx((0.5 + 2.0 + 2.0) / 3)
     assert summary["tpot_s"] == dict.fromkeys(("mean", "p50", "p90", "p99", "max"), pytest.approx(0.1))
     assert summary["e2e_s"]["mean"] == pytest.approx((1.5 + 2.0) / 2)
     assert summary["e2e_s"]["p90"] == pytest.approx(1.5 + 0.9 * 0.5)
-    assert summary["e2e_penalised_s"]["mean"] == pytest.approx((1.5 + 2.0 + 3.0 + 2.0) / 4)
+    assert summary["e2e_charged_s"]["mean"] == pytest.approx((1.5 + 2.0 + 60.0 + 60.0) / 4)
+    assert summary["ttft_charged_s"]["mean"] == pytest.approx(
+        (0.5 + 2.0 + 60.0 + 60.0) / 4
+    )  # a first token alone is no answer
     assert summary["queue_s"]["max"] == pytest.approx(1.0)
     assert summary["norm_latency_s_per_token"]["mean"] == pytest.approx((1.5 / 11 + 2.0) / 2)
     assert summary["slo_attainment"] == 0.25  # only the first: 2 s exceed 1 s + 0.0625 s/1k tokens
-    assert summary["goodput_rps"] == pytest.approx(1 / 5)
+    assert summary["goodput_rps"] == pytest.approx(1 / 3)  # per second of arrivals
     assert summary["throughput_rps"] == pytest.approx(2 / 5)
     assert summary["output_tokens_per_s"] == pytest.approx(12 / 5)
     assert summary["prompt_tokens_per_s"] == pytest.approx(300 / 5)
@@ -95,7 +105,7 @@ def test_a_small_run_judged_by_hand() -> None:
 
 def test_instances_and_classes_are_judged_apart() -> None:
     trace, results, stats = make_run()
-    summary = summarize(trace, results, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), Slo())
+    summary = summarize(trace, results, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), SLO, failure_s=60.0)
     first, second = summary["per_instance"]
     assert first["requests"] == {"arrived": 2, "finished": 1, "rejected": 1, "unfinished": 0}
     assert first["hardware"] == "gpu/model/tp1"
@@ -109,7 +119,7 @@ def test_json_holds_a_summary_of_nothing_but_failures() -> None:
     trace, results, stats = make_run()
     results["status"], results["scheduled_ns"], results["first_token_ns"] = REJECTED, -1, -1
     stats[:] = np.zeros(2, INSTANCE_STATS_DTYPE)
-    summary = summarize(trace, results, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), Slo())
+    summary = summarize(trace, results, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), SLO, failure_s=60.0)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["e2e_s"]["mean"] is None
     assert summary["imbalance_busy_cv"] is None
@@ -119,31 +129,100 @@ def test_json_holds_a_summary_of_nothing_but_failures() -> None:
 def test_a_finish_time_left_by_an_unfinished_request_is_ignored() -> None:
     trace, results, _ = make_run()
     results["finish_ns"][3] = 7 * S
-    assert np.isnan(per_request(trace, results, Slo())["e2e_s"][3])
+    assert np.isnan(per_request(trace, results, SLO, failure_s=60.0)["e2e_s"][3])
 
 
 def test_the_slo_looks_at_tpot_too() -> None:
     trace, results, _ = make_run()
-    assert per_request(trace, results, Slo())["slo_met"].tolist() == [True, False, False, False]
-    assert not per_request(trace, results, Slo(tpot_s=0.099))["slo_met"].any()
-    assert per_request(trace, results, Slo(ttft_s=2.0))["slo_met"].tolist() == [True, True, False, False]
+    assert per_request(trace, results, SLO, failure_s=60.0)["slo_met"].tolist() == [True, False, False, False]
+    assert not per_request(trace, results, replace(SLO, tpot_s=0.099), failure_s=60.0)["slo_met"].any()
+    assert per_request(trace, results, replace(SLO, ttft_s=2.0), failure_s=60.0)["slo_met"].tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
-def test_a_later_end_lengthens_the_makespan_and_the_penalty() -> None:
+def test_a_later_end_lengthens_the_makespan_and_no_figure_that_ranks() -> None:
     trace, results, stats = make_run()
-    summary = summarize(trace, results, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), Slo(), end_ns=11 * S)
-    assert summary["makespan_s"] == 10.0
-    assert summary["e2e_penalised_s"]["max"] == pytest.approx(8.0)
+    run = trace, results, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), SLO
+    early, late = (summarize(*run, failure_s=60.0, end_ns=end_ns) for end_ns in (6 * S, 11 * S))
+    assert late["makespan_s"] == 10.0
+    for name in RANKING:
+        assert early[name] == late[name]
+
+
+def test_failing_a_request_never_improves_a_figure_that_ranks() -> None:
+    """Whatever was served within failure_s counts for more than a failure, in every ranking figure."""
+    trace, results, stats = make_run()
+    dropped = results.copy()
+    dropped["status"][1], dropped["finish_ns"][1], dropped["first_token_ns"][1] = REJECTED, -1, -1
+    served, lost = (
+        flatten(summarize(trace, r, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), SLO, failure_s=60.0))
+        for r in (results, dropped)
+    )
+    for key in ("e2e_charged_s.mean", "e2e_charged_s.p50", "ttft_charged_s.mean"):
+        assert lost[key] > served[key]
+    for key in ("e2e_charged_s.p99", "ttft_charged_s.p90"):
+        assert lost[key] >= served[key]
+    assert lost["slo_attainment"] <= served["slo_attainment"]
+    assert lost["goodput_rps"] <= served["goodput_rps"]
+    assert lost["e2e_s.mean"] < served["e2e_s.mean"]  # which is why this one may not rank
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("e2e_s.mean", "leaves failures out"),
+        ("throughput_rps", "leaves failures out"),
+        ("e2e_charged_s", "no such figure"),
+        ("e2e_charged_s.p98", "no such figure"),
+        ("goodput_rps.mean", "no such figure"),
+        ("e2e_chraged_s.mean", "did you mean e2e_charged_s"),
+    ],
+)
+def test_only_failure_aware_figures_may_rank(key: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_ranking(key)
+
+
+def test_attainment_grows_with_the_scale_of_the_objectives() -> None:
+    trace, results, _ = make_run()
+    curve = slo_attainment_curve(trace.requests, results, SLO, (0.25, 1.0, 2.0, 4.0))
+    assert curve == [0.0, 0.25, 0.5, 0.5]  # 0.5 s of 1 s, 2 s of 1 s; a failure meets no objective
+
+
+def test_scalars_arrays_and_compiled_code_judge_alike() -> None:
+    """One definition serves both engines and the metrics."""
+    rng = np.random.default_rng(0)
+    arrival = rng.integers(0, 10**10, 500)
+    first = arrival + rng.integers(1, 2 * 10**9, 500)
+    outputs = rng.integers(1, 6, 500)
+    finish = np.where(outputs > 1, first + rng.integers(1, 4 * 10**8, 500), first)
+    prompts = rng.integers(1, 5000, 500)
+    together = judging.within_slo(
+        judging.since_s(arrival, first), judging.tpot_s(first, finish, outputs), prompts, *SLO.limits
+    )
+    for definitions in (judging, compiled):
+        alone = [
+            definitions.within_slo(
+                definitions.since_s(int(a), int(f)), definitions.tpot_s(int(f), int(e), int(o)), int(p), *SLO.limits
+            )
+            for a, f, e, o, p in zip(arrival, first, finish, outputs, prompts, strict=True)
+        ]
+        assert alone == together.tolist()
+    assert 0.1 < together.mean() < 0.9
 
 
 def test_columns_keep_one_row_per_request() -> None:
     trace, results, _ = make_run()
-    columns = per_request(trace, results, Slo())
+    columns = per_request(trace, results, SLO, failure_s=60.0)
     assert {len(column) for column in columns.values()} == {4}
     assert columns["status"].tolist() == ["finished", "finished", "rejected", "unfinished"]
     assert columns["class"].tolist() == ["chat", "code", "code", "chat"]
     with pytest.raises(ValueError, match="3 rows for 4 requests"):
-        per_request(trace, results[:3], Slo())
+        per_request(trace, results[:3], SLO, failure_s=60.0)
 
 
 def histogram_of(gaps_ns: list[int]) -> np.ndarray:
@@ -178,7 +257,7 @@ def test_percentiles_are_numpy_linear() -> None:
 
 def test_every_summary_key_is_registered_and_the_reverse() -> None:
     trace, results, stats = make_run()
-    summary = summarize(trace, results, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), Slo())
+    summary = summarize(trace, results, stats, np.zeros(GAP_BINS, np.int64), make_cluster(), SLO, failure_s=60.0)
     assert sorted(summary) == sorted(metric.name for metric in METRICS)
     assert {metric.better for metric in METRICS} == {"lower", "higher", "none"}
 

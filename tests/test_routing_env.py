@@ -254,8 +254,8 @@ def test_episode_metrics_are_those_of_the_metrics_module(engine: str) -> None:
     while not truncated:
         *_, truncated, info = env.step(6)
     requests, results = env._engine.requests(0), env._engine.results(0)
-    columns = per_request(Trace(requests), results, env.config.slo)
-    for name in ("ttft_s", "tpot_s", "e2e_s"):
+    columns = per_request(Trace(requests), results, env.config.slo, failure_s=env.config.failure_s)
+    for name in ("ttft_s", "tpot_s", "e2e_s", "e2e_charged_s"):
         assert info["episode_metrics"][f"mean_{name}"] == pytest.approx(np.nanmean(columns[name]), rel=1e-12)
     assert info["episode_metrics"]["slo_attainment"] == columns["slo_met"].mean()
     assert info["episode_metrics"]["preemptions"] == columns["preemptions"].sum()

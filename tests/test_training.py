@@ -1,6 +1,7 @@
 """Training: every algorithm learns a few steps, runs repeat, resume, keep their best model and refuse the impossible."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from fleetgym.agents.checkpoint import read_card
 from fleetgym.agents.factory import AgentSpec
 from fleetgym.agents.learned import load_checkpoint
-from fleetgym.agents.training import SELECT_BY, TrainSpec, held_out_score, train
+from fleetgym.agents.training import HELD_OUT_FIGURES, TrainSpec, held_out_score, train
 from fleetgym.baselines import make_heuristic
 from fleetgym.envs import ROUTING_ID
 from fleetgym.envs.errors import UserError
@@ -84,20 +85,51 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_others(tmp_path: Path) -
 
 def test_best_model_is_the_one_with_the_best_held_out_figure(tmp_path: Path) -> None:
     _, history = learn(tmp_path)
-    best = min(row["mean_e2e_s"] for row in history)
+    best = min(row["e2e_charged_s.mean"] for row in history)
     config = problem(available=[4, 8])
-    assert held_out_score(load_checkpoint(tmp_path / "best_model.zip"), config, 2)["mean_e2e_s"] == best
+    assert held_out_score(load_checkpoint(tmp_path / "best_model.zip"), config, 2)["e2e_charged_s.mean"] == best
+
+
+def test_the_best_model_is_chosen_by_the_figure_that_ranks(tmp_path: Path) -> None:
+    plan = replace(PLAN, rank_by="slo_attainment")
+    _, history = learn(tmp_path, plan=plan)
+    best = load_checkpoint(tmp_path / "best_model.zip")
+    score = held_out_score(best, problem(available=[4, 8]), 2, "slo_attainment")
+    assert score["slo_attainment"] == max(row["slo_attainment"] for row in history)
+    assert plan.worth({"slo_attainment": 0.9}) > plan.worth({"slo_attainment": 0.8})
+    assert PLAN.worth({"e2e_charged_s.mean": 1.0}) > PLAN.worth({"e2e_charged_s.mean": 2.0})
 
 
 def test_resume_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
-    learn(tmp_path)
+    _, first = learn(tmp_path)
     done = read_card(tmp_path / "last_model.zip")["num_timesteps"]
     longer = TrainSpec(done + 64, eval_every_timesteps=64, eval_episodes=2)
     model, history = learn(tmp_path, plan=longer, resume=tmp_path / "last_model.zip")
     assert model.num_timesteps >= done + 64
-    assert history[0]["timesteps"] == done
+    best_before, resumed = history[:2]
+    assert best_before == first[int(np.argmin([row["e2e_charged_s.mean"] for row in first]))]
+    assert resumed == first[-1]
     with pytest.raises(UserError, match=f"total_timesteps={done}: the checkpoint has"):
         learn(tmp_path, plan=TrainSpec(done), resume=tmp_path / "last_model.zip")
+
+
+def test_resume_keeps_the_best_model_unless_it_finds_a_better_one(tmp_path: Path) -> None:
+    """A good model in the folder, a bad checkpoint to go on from: the good one must survive."""
+    spec = SPECS["ppo_scorer"]
+    prior = {"in_flight_requests": -100.0}
+    good = replace(spec, policy_kwargs={"prior": prior})
+    bad = replace(spec, policy_kwargs={"prior": {name: -weight for name, weight in prior.items()}})
+    config = problem(load=0.9)
+    options = {"seed": 0, "progress_bar": False}
+    for folder, agent in (("good", good), ("bad", bad)):
+        train(agent, config, config, PLAN, tmp_path / folder, card(agent, config), **options)
+    before = (tmp_path / "good" / "best_model.zip").read_bytes()
+    resume = tmp_path / "bad" / "last_model.zip"
+    longer = replace(PLAN, total_timesteps=256)
+    _, history = train(good, config, config, longer, tmp_path / "good", card(good, config), resume=resume, **options)
+    assert (tmp_path / "good" / "best_model.zip").read_bytes() == before
+    assert min(history[1:], key=PLAN.worth, default=None) is not None
+    assert max(history, key=PLAN.worth) is history[0]
 
 
 def test_resume_refuses_another_observation_and_number_of_environments(tmp_path: Path) -> None:
@@ -174,7 +206,8 @@ def test_a_schedule_that_is_no_number_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"total_timesteps": 0}, {"eval_episodes": 0}, {"checkpoint_every_timesteps": 0}, {"select_by": "e2e"}]
+    "arguments",
+    [{"total_timesteps": 0}, {"eval_episodes": 0}, {"checkpoint_every_timesteps": 0}, {"rank_by": "e2e_s.mean"}],
 )
 def test_impossible_plans_are_named(arguments: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(arguments))):
@@ -184,4 +217,4 @@ def test_impossible_plans_are_named(arguments: dict[str, object]) -> None:
 def test_held_out_episodes_are_the_same_for_every_policy() -> None:
     first, again = (held_out_score(make_heuristic("least_inflight"), problem(), 3) for _ in range(2))
     assert first == again
-    assert set(SELECT_BY) <= set(first)
+    assert set(HELD_OUT_FIGURES) <= set(first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fleetgym.envs.cluster.requests import Trace
+from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads import make_workload
 from fleetgym.envs.workloads.arrivals import Arrivals
@@ -21,6 +22,7 @@ from fleetgym.envs.workloads.data import locate
 from fleetgym.envs.workloads.fit import arrival_quality, fit_profile, gap_cv, ks_distance, length_quality
 from fleetgym.envs.workloads.lengths import find_profile
 from fleetgym.envs.workloads.readers import read_azure, read_cached, read_jsonl, read_mooncake
+from fleetgym.envs.workloads.replay import Replay
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 CONFIGS = Path(__file__).parents[1] / "conf" / "workload"
@@ -47,6 +49,21 @@ def azure_file(tmp_path: Path) -> str:
 
 def azure(path: str, **options: Any) -> Any:
     return make_workload({"kind": "azure", "path": path, **options})
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemory(Replay):
+    """A recording that needs no file; request i has a prompt of 100 + i tokens."""
+
+    times_s: tuple[float, ...]
+
+    def _read(self) -> Trace:
+        index = np.arange(len(self.times_s))
+        return make_trace(np.rint(np.array(self.times_s) * 1e9).astype(np.int64), 100 + index, 10 + index)
+
+
+def in_memory(times_s: list[float], **options: Any) -> InMemory:
+    return InMemory(times_s=tuple(times_s), **options)
 
 
 def same(first: Trace, second: Trace) -> bool:
@@ -339,20 +356,51 @@ def test_random_windows_are_consecutive_reach_everywhere_and_stay_inside(azure_f
     assert starts == set(range(100, 106))
 
 
-def test_rotation_keeps_every_request_and_its_blocks(tmp_path: Path) -> None:
+@settings(max_examples=50, deadline=None)
+@given(count=st.integers(1, 11), start=st.sampled_from([0.0, 0.3]), seed=st.integers(0, 9))
+def test_disjoint_windows_share_no_request_and_are_as_many_as_fit(count: int, start: float, seed: int) -> None:
+    workload = in_memory([float(i) for i in range(11)], start=start, window="random")
+    held = len(workload.part)
+    if count > held:
+        with pytest.raises(UserError, match=f"num_requests={count}"):
+            workload.num_windows(count)
+        return
+    windows = workload.num_windows(count)
+    assert windows == held // count
+    seen = [
+        prompt
+        for window in range(windows)
+        for prompt in workload.episode(rng(seed), count, window=window).requests["prompt_tokens"].tolist()
+    ]
+    assert len(seen) == len(set(seen)) == windows * count
+    with pytest.raises(UserError, match=f"window={windows}: .* holds {windows} disjoint windows of {count} requests"):
+        workload.episode(rng(seed), count, window=windows)
+
+
+def test_a_window_does_not_depend_on_the_generator_but_for_what_is_drawn(azure_file: str) -> None:
+    workload = azure(azure_file, window="random", num_requests=4)
+    assert same(workload.episode(rng(1), window=1), workload.episode(rng(2), window=1))
+    assert workload.episode(rng(1), window=1).requests["prompt_tokens"].tolist() == [104, 105, 106, 107]
+
+
+def test_resampled_blocks_keep_their_order_gaps_and_chains(tmp_path: Path) -> None:
+    times = np.cumsum(np.arange(250) % 7 + 1.0)
+    workload = in_memory(times.tolist(), window="bootstrap")
+    assert workload.num_windows(250) is None
+    trace = workload.episode(rng(0), 250)
+    prompts, arrivals = trace.requests["prompt_tokens"].astype(int), trace.requests["arrival_ns"] / 1e9
+    followed = np.diff(prompts) == 1
+    assert followed.sum() >= 245  # three blocks: at most two seams, and perhaps the end of the trace in each
+    gaps = dict(zip(range(101, 350), np.diff(times), strict=True))
+    for gap, prompt in zip(np.diff(arrivals)[followed], prompts[1:][followed], strict=True):
+        assert gap == pytest.approx(gaps[prompt])
+    others = {tuple(workload.episode(rng(seed), 250).requests["prompt_tokens"]) for seed in range(5)}
+    assert len(others) == 5
     path = write_mooncake(tmp_path / "m.jsonl")
-    workload = make_workload({"kind": "mooncake", "path": str(path), "window": "rotate", "block_size": 512})
-    generator, firsts = rng(), set()
-    for _ in range(30):
-        trace = workload.episode(generator)
-        chains = {int(row["output_tokens"]): chain(trace, i) for i, row in enumerate(trace.requests)}
-        assert chains == {5: [0, 1], 6: [0, 3], 7: []}
-        firsts.add(int(trace.requests["output_tokens"][0]))
-        if trace.requests["output_tokens"][0] == 6:
-            # 3 s of trace, two gaps: the seam is 1.5 s after the last request.
-            assert trace.requests["arrival_ns"].tolist() == [0, 0, 1_500_000_000]
-    assert firsts == {5, 6, 7}
-    assert len(workload.episode(generator, 2)) == 2
+    shared = make_workload({"kind": "mooncake", "path": str(path), "window": "bootstrap", "block_size": 512})
+    trace = shared.episode(rng(3))
+    for index, row in enumerate(trace.requests):
+        assert chain(trace, index) == {5: [0, 1], 6: [0, 3], 7: []}[int(row["output_tokens"])]
 
 
 def test_window_of_a_shared_prefix_trace_carries_its_own_blocks(tmp_path: Path) -> None:
@@ -414,7 +462,7 @@ def test_equal_seeds_give_equal_episodes(options: dict[str, Any]) -> None:
     assert not same(workload.episode(rng(7), 500), workload.episode(rng(8), 500))
 
 
-@pytest.mark.parametrize("window", ["random", "rotate"])
+@pytest.mark.parametrize("window", ["random", "bootstrap"])
 def test_equal_seeds_give_equal_windows(azure_file: str, window: str) -> None:
     options = {"window": window, "num_requests": 4, "rate_scale_range": [0.5, 2.0]}
     episodes = []

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetgym.envs.cluster.judging import since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.requests import FINISHED, REJECTED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.errors import UserError, did_you_mean
@@ -176,23 +177,21 @@ class Engine(ABC):
         SLO; rejected requests; preemptions.
         """
         out = [0.0] * 9
-        slo = self.slo
         for request, result in zip(self.requests(index), self.results(index), strict=True):
             arrival, first, finish = int(request["arrival_ns"]), int(result["first_token_ns"]), int(result["finish_ns"])
-            ttft_s = (first - arrival) * 1e-9 if first >= 0 else 0.0
+            output_tokens = int(request["output_tokens"])
             if first >= 0:
-                out[0] += ttft_s
+                out[0] += since_s(arrival, first)
                 out[1] += 1
             if result["status"] == FINISHED:
-                tpot_s = 0.0
-                if request["output_tokens"] > 1:
-                    tpot_s = (finish - first) * 1e-9 / (int(request["output_tokens"]) - 1)
-                    out[2] += tpot_s
+                tpot = tpot_s(first, finish, output_tokens)
+                if output_tokens > 1:
+                    out[2] += tpot
                     out[3] += 1
-                out[4] += (finish - arrival) * 1e-9
+                out[4] += since_s(arrival, finish)
                 out[5] += 1
-                limit_s = slo.ttft_s + slo.ttft_s_per_1k_prompt_tokens * int(request["prompt_tokens"]) / 1000
-                out[6] += ttft_s <= limit_s and tpot_s <= slo.tpot_s
+                ttft = since_s(arrival, first)
+                out[6] += within_slo(ttft, tpot, int(request["prompt_tokens"]), *self.slo.limits)
             out[7] += int(result["status"] == REJECTED)
             out[8] += int(result["preemptions"])
         return np.array(out)

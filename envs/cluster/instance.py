@@ -16,8 +16,9 @@ import numpy as np
 import simpy
 
 from fleetgym.envs.cluster.engine import EWMA_WEIGHT
+from fleetgym.envs.cluster.judging import NS, since_s
 from fleetgym.envs.cluster.latency import LatencyTables, iteration_seconds, pad_tokens, to_ns
-from fleetgym.envs.cluster.ledger import NS, InFlight, Ledger
+from fleetgym.envs.cluster.ledger import InFlight, Ledger
 from fleetgym.envs.cluster.requests import INSTANCE_STATS_DTYPE, REJECTED
 from fleetgym.envs.cluster.scheduler import Request, Scheduler, StepPlan
 from fleetgym.envs.cluster.spec import InstanceSpec
@@ -222,7 +223,7 @@ class Instance:
         if request.generated == request.output_tokens:
             self.stats["finished"] += 1
         if request.generated == 1:
-            ttft_s = (now - request.arrival_ns) * NS
+            ttft_s = since_s(request.arrival_ns, now)
             ewma = ttft_s if self.ttft_ewma_s is None else self.ttft_ewma_s
             self.ttft_ewma_s = ewma + EWMA_WEIGHT * (ttft_s - ewma)
 

@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import GAP_BINS, gap_bin
+from fleetgym.envs.cluster.judging import NS, since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.requests import FINISHED, RESULT_DTYPE
 from fleetgym.envs.cluster.scheduler import Request
 from fleetgym.envs.cluster.spec import Slo
-
-NS = 1e-9  # seconds per nanosecond; exact int sums are multiplied by it once
 
 
 class Ledger:
@@ -84,10 +83,8 @@ class Ledger:
 
     def _meets_slo(self, request: Request, now: int) -> bool:
         first = int(self.results["first_token_ns"][request.index])
-        ttft_s = (first - request.arrival_ns) * NS
-        tpot_s = (now - first) * NS / (request.output_tokens - 1) if request.output_tokens > 1 else 0.0
-        limit_s = self.slo.ttft_s + self.slo.ttft_s_per_1k_prompt_tokens * request.prompt_tokens / 1000
-        return ttft_s <= limit_s and tpot_s <= self.slo.tpot_s
+        ttft = since_s(request.arrival_ns, first)
+        return within_slo(ttft, tpot_s(first, now, request.output_tokens), request.prompt_tokens, *self.slo.limits)
 
 
 @dataclass

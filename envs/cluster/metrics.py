@@ -8,21 +8,24 @@ Conventions
 -----------
 * A figure covers the whole run, from the first arrival to its end; nothing is cut off as warm-up or drain.
 * Latencies are over the requests that have them: TTFT and queue time over those that got that far, the others over the
-  finished ones. Rejected and unfinished requests are counted, and are failures in ``slo_attainment``,
-  ``goodput_rps`` and ``e2e_penalised_s``.
+  finished ones.
+* A rejected or unfinished request is a *failure*: counted, charged the constant ``failure_s`` in ``ttft_charged_s`` and
+  ``e2e_charged_s``, and missed in ``slo_attainment`` and ``goodput_rps``. Only these four may rank (`RANKING`):
+  every arrived request counts in them, and none depends on when a policy's own run ends.
 * Percentiles interpolate linearly between order statistics (NumPy's ``linear``).
 * What does not exist (the TPOT of a one-token answer, the mean of nothing) is NaN in columns and None in summaries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import GAP_BINS, gap_bin_low_ns
+from fleetgym.envs.cluster.judging import since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.requests import FINISHED, REJECTED, STATUS_NAMES, UNFINISHED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.errors import UserError, did_you_mean
@@ -46,12 +49,13 @@ METRICS = (
     Metric("ttft_s", "s", "lower", "first token − arrival at the router", "this project"),
     Metric("tpot_s", "s", "lower", "(finish − first token) / (output tokens − 1); one-token answers have none", "DistServe"),
     Metric("e2e_s", "s", "lower", "finish − arrival, finished requests only", "Intelligent Router"),
-    Metric("e2e_penalised_s", "s", "lower", "the same; rejected and unfinished requests last to the end of the run", "this project"),
+    Metric("ttft_charged_s", "s", "lower", "TTFT of finished requests, `failure_s` for every other one", "this project"),
+    Metric("e2e_charged_s", "s", "lower", "E2E of finished requests, `failure_s` for every other one", "this project"),
     Metric("queue_s", "s", "lower", "first time in an iteration − arrival", "vLLM"),
     Metric("norm_latency_s_per_token", "s/token", "lower", "(finish − arrival) / output tokens", "vLLM, ALISE"),
     Metric("token_gap_s", "s", "lower", "gaps between successive tokens, all gaps of all requests", "Sarathi"),
     Metric("slo_attainment", "fraction", "higher", "finished within SLO / arrived", "Mooncake"),
-    Metric("goodput_rps", "requests/s", "higher", "finished within SLO / makespan", "DistServe"),
+    Metric("goodput_rps", "requests/s", "higher", "finished within SLO / time from the first to the last arrival", "this project"),
     Metric("throughput_rps", "requests/s", "higher", "finished / makespan", "vLLM"),
     Metric("output_tokens_per_s", "tokens/s", "higher", "output tokens of finished requests / makespan", "vLLM"),
     Metric("prompt_tokens_per_s", "tokens/s", "higher", "prompt tokens of finished requests / makespan", "vLLM"),
@@ -73,7 +77,11 @@ METRICS = (
 # fmt: on
 _BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
 
-LATENCIES = ("ttft_s", "tpot_s", "e2e_s", "e2e_penalised_s", "queue_s", "norm_latency_s_per_token")
+LATENCIES = (
+    "ttft_s", "tpot_s", "e2e_s", "ttft_charged_s", "e2e_charged_s", "queue_s", "norm_latency_s_per_token",
+)  # fmt: skip
+RANKING = ("e2e_charged_s", "ttft_charged_s", "slo_attainment", "goodput_rps")
+SLO_SCALES = tuple(float(scale) for scale in np.geomspace(0.25, 4.0, 17))
 PERCENTILES = (50, 90, 99)
 
 _EDGES_NS = np.array([float(gap_bin_low_ns(index)) for index in range(GAP_BINS + 1)])
@@ -99,13 +107,41 @@ def markdown_table() -> str:
     return head + "".join(f"| `{m.name}` | {m.unit} | {m.better} | {m.definition} | {m.source} |\n" for m in METRICS)
 
 
-def slo_met(
-    ttft_s: NDArray[np.float64], tpot_s: NDArray[np.float64], prompt_tokens: NDArray[np.int32], slo: Slo
-) -> NDArray[np.bool_]:
-    """Whether each request meets ``slo``; NaN TTFT never does, NaN TPOT (one token) is no objection."""
-    limit = slo.ttft_s + slo.ttft_s_per_1k_prompt_tokens * prompt_tokens / 1000.0
-    met: NDArray[np.bool_] = (ttft_s <= limit) & ~(tpot_s > slo.tpot_s)
-    return met
+def find_ranking(key: str) -> Metric:
+    """Return the registry row of a figure that policies may be ranked by, e.g. ``"e2e_charged_s.p99"``.
+
+    Raises
+    ------
+    UserError
+        Unknown, or a figure that a policy could improve by dropping requests.
+    """
+    metric = find_metric(key)
+    statistic = key.partition(".")[2]
+    wanted = ("mean", *(f"p{q}" for q in PERCENTILES)) if metric.name in LATENCIES else ("",)
+    allowed = ", ".join(f"{name}.{{mean, p50, p90, p99}}" if name in LATENCIES else name for name in RANKING)
+    if metric.name not in RANKING:
+        raise UserError(
+            f"rank_by={key!r}: leaves failures out, so that dropping requests would win (allowed: {allowed})"
+        )
+    if statistic not in wanted:
+        raise UserError(f"rank_by={key!r}: no such figure (allowed: {allowed})")
+    return metric
+
+
+def slo_met(requests: NDArray[np.void], results: NDArray[np.void], slo: Slo) -> NDArray[np.bool_]:
+    """Whether each request finished within ``slo``, shape (R,)."""
+    first, finish = results["first_token_ns"], results["finish_ns"]
+    ttft = since_s(requests["arrival_ns"], first)
+    tpot = tpot_s(first, finish, requests["output_tokens"])
+    met: NDArray[np.bool_] = within_slo(ttft, tpot, requests["prompt_tokens"], *slo.limits)
+    return met & (results["status"] == FINISHED)
+
+
+def slo_attainment_curve(
+    requests: NDArray[np.void], results: NDArray[np.void], slo: Slo, scales: Sequence[float] = SLO_SCALES
+) -> list[float]:
+    """Share of all requests that finished within ``slo`` multiplied by each of ``scales``."""
+    return [float(slo_met(requests, results, slo.scaled(scale)).mean()) for scale in scales]
 
 
 def run_end_ns(trace: Trace, results: NDArray[np.void]) -> int:
@@ -118,17 +154,18 @@ def latencies(
     requests: NDArray[np.void], results: NDArray[np.void]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """TTFT, TPOT and E2E of each request in seconds, shape (R,) each, NaN where they do not exist."""
-    arrival, first_token = requests["arrival_ns"], results["first_token_ns"]
-    finish = np.where(results["status"] == FINISHED, results["finish_ns"], -1)
-    outputs = requests["output_tokens"].astype(np.float64)
-    after_first = np.where(outputs > 1, outputs - 1.0, np.nan)
-    tpot = np.where(first_token >= 0, _seconds(finish, first_token), np.nan) / after_first
-    return _seconds(first_token, arrival), tpot, _seconds(finish, arrival)
+    arrival, first, outputs = requests["arrival_ns"], results["first_token_ns"], requests["output_tokens"]
+    finished = results["status"] == FINISHED
+    tpot = np.where(finished & (outputs > 1), tpot_s(first, results["finish_ns"], outputs), np.nan)
+    return _since(arrival, first), tpot, np.where(finished, since_s(arrival, results["finish_ns"]), np.nan)
 
 
-def per_request(
-    trace: Trace, results: NDArray[np.void], slo: Slo, *, end_ns: int | None = None
-) -> dict[str, NDArray[Any]]:
+def charged(latency_s: NDArray[np.float64], results: NDArray[np.void], failure_s: float) -> NDArray[np.float64]:
+    """``latency_s`` of the finished requests, ``failure_s`` for each of the others, shape (R,)."""
+    return np.where(results["status"] == FINISHED, latency_s, failure_s)
+
+
+def per_request(trace: Trace, results: NDArray[np.void], slo: Slo, *, failure_s: float) -> dict[str, NDArray[Any]]:
     """One column per quantity, one row per request, in arrival order.
 
     Parameters
@@ -137,8 +174,8 @@ def per_request(
         R requests.
     results : ndarray of RESULT_DTYPE, shape (R,)
     slo : Slo
-    end_ns : int, optional
-        When the run ended; by default `run_end_ns`.
+    failure_s : float
+        Latency that a request is charged which did not finish.
 
     Returns
     -------
@@ -149,9 +186,7 @@ def per_request(
     if len(results) != len(rows):
         raise ValueError(f"results: {len(results)} rows for {len(rows)} requests")
     arrival = rows["arrival_ns"]
-    finished = results["status"] == FINISHED
     ttft, tpot, e2e = latencies(rows, results)
-    end = run_end_ns(trace, results) if end_ns is None else end_ns
     return {
         "request": np.arange(len(rows)),
         "arrival_s": arrival * 1e-9,
@@ -161,21 +196,22 @@ def per_request(
         "output_tokens": rows["output_tokens"].copy(),
         "instance": results["instance"].copy(),
         "status": np.array(STATUS_NAMES)[results["status"]],
-        "queue_s": _seconds(results["scheduled_ns"], arrival),
+        "queue_s": _since(arrival, results["scheduled_ns"]),
         "ttft_s": ttft,
         "tpot_s": tpot,
         "e2e_s": e2e,
-        "e2e_penalised_s": np.where(finished, e2e, (end - arrival) * 1e-9),
+        "ttft_charged_s": charged(ttft, results, failure_s),
+        "e2e_charged_s": charged(e2e, results, failure_s),
         "norm_latency_s_per_token": e2e / rows["output_tokens"],
-        "slo_met": finished & slo_met(ttft, tpot, rows["prompt_tokens"], slo),
+        "slo_met": slo_met(rows, results, slo),
         "preemptions": results["preemptions"].copy(),
         "recomputed_tokens": results["recomputed_tokens"].copy(),
         "cached_tokens": results["cached_tokens"].copy(),
     }
 
 
-def _seconds(later_ns: NDArray[np.int64], earlier_ns: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.where(later_ns >= 0, (later_ns - earlier_ns) * 1e-9, np.nan)
+def _since(earlier_ns: NDArray[np.int64], later_ns: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.where(later_ns >= 0, since_s(earlier_ns, later_ns), np.nan)
 
 
 def distribution(values: NDArray[np.float64]) -> dict[str, float | None]:
@@ -228,6 +264,7 @@ def summarize(
     cluster: ClusterSpec,
     slo: Slo,
     *,
+    failure_s: float,
     end_ns: int | None = None,
 ) -> Summary:
     """Judge one run.
@@ -242,6 +279,8 @@ def summarize(
     cluster : ClusterSpec
         N instances; their KV capacities turn blocks into fractions.
     slo : Slo
+    failure_s : float
+        Latency that a request is charged which did not finish, in the charged figures.
     end_ns : int, optional
         When a run that was not drained ended; by default the last event of any request.
 
@@ -251,8 +290,10 @@ def summarize(
         The keys of `METRICS`; plain int, float, str or None at the leaves, so that JSON holds it as it is.
     """
     end = run_end_ns(trace, results) if end_ns is None else end_ns
-    columns = per_request(trace, results, slo, end_ns=end)
-    span_s = (end - int(trace.requests["arrival_ns"][0])) * 1e-9
+    columns = per_request(trace, results, slo, failure_s=failure_s)
+    arrivals = trace.requests["arrival_ns"]
+    span_s = since_s(int(arrivals[0]), end)
+    offered_s = since_s(int(arrivals[0]), int(arrivals[-1]))
     tokens = (instance_stats["prefill_tokens"] + instance_stats["decode_tokens"]).astype(np.float64)
     preemptions = int(results["preemptions"].sum())
     scheduled_prompt = int(columns["prompt_tokens"][results["scheduled_ns"] >= 0].sum())
@@ -262,7 +303,7 @@ def summarize(
     return {
         **_group(columns, np.ones(len(trace), np.bool_)),
         "token_gap_s": gap_distribution(gap_histogram),
-        "goodput_rps": _ratio(int(columns["slo_met"].sum()), span_s),
+        "goodput_rps": _ratio(int(columns["slo_met"].sum()), offered_s),
         "throughput_rps": _ratio(int(finished.sum()), span_s),
         "output_tokens_per_s": _ratio(int(columns["output_tokens"][finished].sum()), span_s),
         "prompt_tokens_per_s": _ratio(int(columns["prompt_tokens"][finished].sum()), span_s),

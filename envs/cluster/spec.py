@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -202,18 +203,28 @@ class ClusterSpec:
 
 @dataclass(frozen=True)
 class Slo:
-    """Latency objectives of a request; the TTFT objective grows with the prompt (SMetric: 1 s + 62.5 ms per 1,000 tokens).
+    """Latency objectives of a request; that of TTFT grows with the prompt (SMetric: by 62.5 ms per 1,000 tokens).
 
     A request meets its SLO when ``TTFT <= ttft_s + ttft_s_per_1k_prompt_tokens * prompt / 1000`` and
     its mean TPOT is at most ``tpot_s``.
     """
 
-    ttft_s: float = 1.0
+    ttft_s: float = 0.5
     ttft_s_per_1k_prompt_tokens: float = 0.0625
-    tpot_s: float = 0.1
+    tpot_s: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("ttft_s", "tpot_s"):
-            if not getattr(self, name) > 0.0:
+            if not 0.0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name}={getattr(self, name)!r}: must be positive")
-        _at_least("ttft_s_per_1k_prompt_tokens", self.ttft_s_per_1k_prompt_tokens, 0.0)
+        if not 0.0 <= self.ttft_s_per_1k_prompt_tokens < math.inf:
+            raise UserError(f"ttft_s_per_1k_prompt_tokens={self.ttft_s_per_1k_prompt_tokens!r}: must be at least 0")
+
+    @property
+    def limits(self) -> tuple[float, float, float]:
+        """The three numbers that `fleetgym.envs.cluster.judging.within_slo` takes."""
+        return self.ttft_s, self.ttft_s_per_1k_prompt_tokens, self.tpot_s
+
+    def scaled(self, factor: float) -> Slo:
+        """Return the objectives multiplied by ``factor`` (above 1: looser)."""
+        return Slo(*(factor * limit for limit in self.limits))

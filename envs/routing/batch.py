@@ -31,6 +31,7 @@ DEFAULT_CLUSTER = ClusterSpec(
 )
 DEFAULT_WORKLOAD: Mapping[str, Any] = {"kind": "synthetic"}
 DEFAULT_LOAD = 0.85
+DEFAULT_FAILURE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class RoutingConfig:
         Columns of the observation.
     reward : RewardSpec
     slo : Slo
+    failure_s : float
+        Latency in seconds that every failed request is charged, in rewards and figures.
     engine : {"kernel", "reference"}
     """
 
@@ -63,6 +66,7 @@ class RoutingConfig:
     features: tuple[str, ...]
     reward: RewardSpec
     slo: Slo
+    failure_s: float
     engine: str
 
 
@@ -88,6 +92,7 @@ def resolve(
     oracle: bool = False,
     reward: RewardSpec | Mapping[str, Any] | None = None,
     slo: Slo | Mapping[str, Any] | None = None,
+    failure_s: float = DEFAULT_FAILURE_S,
     engine: str | None = None,
 ) -> RoutingConfig:
     """Validate the arguments of an environment; mappings are built into their dataclasses.
@@ -102,6 +107,8 @@ def resolve(
     source = DEFAULT_WORKLOAD if workload is None else workload
     if num_requests is not None and num_requests < 2:
         raise UserError(f"num_requests={num_requests}: must be at least 2")
+    if isinstance(failure_s, bool) or not isinstance(failure_s, (int, float)) or not 0.0 < failure_s < math.inf:
+        raise UserError(f"failure_s={failure_s!r}: must be a positive number of seconds")
     return RoutingConfig(
         cluster=spec,
         workload=make_workload(source) if isinstance(source, Mapping) else source,
@@ -111,6 +118,7 @@ def resolve(
         features=tuple(f.name for f in select(features, oracle=oracle)),
         reward=reward if isinstance(reward, RewardSpec) else build(RewardSpec, reward or {}, "reward"),
         slo=slo if isinstance(slo, Slo) else build(Slo, slo or {}, "slo"),
+        failure_s=float(failure_s),
         engine=engine or default_engine(),
     )
 
@@ -150,7 +158,7 @@ class RoutingBatch:
         self.rngs: list[np.random.Generator] = [np.random.default_rng() for _ in range(batch)]
         self.traces: list[Trace | None] = [None] * batch
         self._keep_traces = keep_traces
-        self._weights = [(term, w) for term, w in enumerate(config.reward.weights.tolist()) if w]
+        self._weights = [(term, w) for term, w in enumerate(config.reward.weights(config.failure_s).tolist()) if w]
         columns = [signals.index(name) for name in config.features]
         contiguous = columns == list(range(columns[0], columns[0] + len(columns)))
         self._columns: Any = slice(columns[0], columns[-1] + 1) if contiguous else columns
@@ -178,12 +186,12 @@ class RoutingBatch:
             return rows[:, columns].copy
         return functools.partial(rows.take, np.array(columns), axis=1)
 
-    def start(self, index: int, num_requests: int | None = None) -> None:
-        """Begin a new episode in environment ``index``."""
+    def start(self, index: int, num_requests: int | None = None, *, window: int | None = None) -> None:
+        """Begin a new episode in environment ``index``, of a recording the ``window``-th disjoint window."""
         rng = self.rngs[index]
         config = self.config
         available = self._draw_available(rng)
-        trace = config.workload.episode(rng, num_requests or config.num_requests)
+        trace = config.workload.episode(rng, num_requests or config.num_requests, window=window)
         if config.load is not None:
             low, high = config.load
             load = low if low == high else float(np.exp(rng.uniform(np.log(low), np.log(high))))
@@ -230,11 +238,14 @@ class RoutingBatch:
         ttft_s, first_tokens, tpot_s, spans, e2e_s, finished, met, rejected, preemptions = self.engine.episode_totals(
             index
         ).tolist()
+        arrived = int(self.engine.pending[index] + 1)
+        charge_s = self.config.failure_s * (arrived - finished)
         return {
             "mean_ttft_s": ttft_s / first_tokens if first_tokens else math.nan,
             "mean_tpot_s": tpot_s / spans if spans else math.nan,
             "mean_e2e_s": e2e_s / finished if finished else math.nan,
-            "slo_attainment": met / int(self.engine.pending[index] + 1),
+            "mean_e2e_charged_s": (e2e_s + charge_s) / arrived,
+            "slo_attainment": met / arrived,
             "rejected": rejected,
             "preemptions": preemptions,
         }

@@ -59,8 +59,12 @@ class Workload(ABC):
         """Mean arrival rate of episodes in requests per second, before ``rate_scale_range``."""
         return self.rate_rps if self.rate_rps is not None else self.native_rate_rps * (self.rate_scale or 1.0)
 
+    def num_windows(self, num_requests: int | None = None) -> int | None:
+        """How many episodes of ``num_requests`` there are that share no request; None: each is drawn afresh."""
+        return None
+
     @abstractmethod
-    def episode(self, rng: np.random.Generator, num_requests: int | None = None) -> Trace:
+    def episode(self, rng: np.random.Generator, num_requests: int | None = None, *, window: int | None = None) -> Trace:
         """Return one episode: its first request arrives at 0, equal generator states give equal traces.
 
         Parameters
@@ -68,11 +72,13 @@ class Workload(ABC):
         rng : numpy.random.Generator
         num_requests : int, optional
             Replaces the workload's own ``num_requests``.
+        window : int, optional
+            Of a recording, its ``window``-th of the disjoint windows that `num_windows` counts.
 
         Raises
         ------
         UserError
-            More requests than there are, or a file that is absent or malformed.
+            More requests or windows than there are, or a file that is absent or malformed.
         """
 
     def draw_rate_rps(self, rng: np.random.Generator) -> float:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetgym.envs.cluster.judging import NS, since_s, tpot_s
 from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.readers import id_list, json_lines, whole_number
@@ -99,10 +100,12 @@ class MeasuredRun:
 
 def latencies(trace: Trace, first_token_s: Floats, finish_s: Floats) -> dict[str, Floats]:
     """TTFT, TPOT and E2E in seconds; the TPOT of a one-token answer does not exist."""
-    arrival = trace.requests["arrival_ns"] * 1e-9
-    gaps = trace.requests["output_tokens"] - 1.0
-    tpot = (finish_s - first_token_s) / np.where(gaps > 0, gaps, np.nan)
-    return {"ttft": first_token_s - arrival, "tpot": tpot, "e2e": finish_s - arrival}
+    arrival, outputs = trace.requests["arrival_ns"] * NS, trace.requests["output_tokens"]
+    return {
+        "ttft": since_s(arrival, first_token_s, 1.0),
+        "tpot": np.where(outputs > 1, tpot_s(first_token_s, finish_s, outputs, 1.0), np.nan),
+        "e2e": since_s(arrival, finish_s, 1.0),
+    }
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Workloads that replay a trace file: sliced by time, rescaled in rate, in whole or in random windows."""
+"""Workloads that replay a trace file: sliced by time, rescaled in rate, in whole, in windows or resampled in blocks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from fleetgym.envs.workloads.base import Workload
 from fleetgym.envs.workloads.data import locate
 from fleetgym.envs.workloads.readers import MOONCAKE_BLOCK_TOKENS, read_azure, read_cached, read_jsonl, read_mooncake
 
+BOOTSTRAP_BLOCK = 100  # requests; long enough to keep bursts, short enough to make new episodes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(Workload):
@@ -29,10 +31,12 @@ class Replay(Workload):
     start, stop : float
         Part of the trace, as fractions of its duration: arrivals in ``[start, stop)``, the last one
         included where stop is 1. Splits by time are disjoint and never shuffle requests.
-    window : {"whole", "random", "rotate"}
+    window : {"whole", "random", "bootstrap"}
         ``whole`` replays the part from its beginning. ``random`` starts at a random request and stays
-        inside the part. ``rotate`` cuts the part circularly at a random request, with the mean gap at
-        the seam, for replications of a whole trace.
+        inside the part, so that episodes overlap: for training, not for replications. ``bootstrap``
+        joins blocks of `BOOTSTRAP_BLOCK` consecutive requests, drawn at random with their gaps: new
+        episodes of this part's traffic, as many as wanted. Evaluation asks for disjoint windows instead
+        (`episode` with ``window``), except of ``bootstrap``.
     arrivals : Arrivals
         ``recorded`` times, or a process that replaces them at the same mean rate.
     """
@@ -40,7 +44,7 @@ class Replay(Workload):
     path: str | None = None
     start: float = 0.0
     stop: float = 1.0
-    window: Literal["whole", "random", "rotate"] = "whole"
+    window: Literal["whole", "random", "bootstrap"] = "whole"
     arrivals: Arrivals = field(default_factory=lambda: Arrivals("recorded"))
 
     def __post_init__(self) -> None:
@@ -75,23 +79,44 @@ class Replay(Workload):
             raise UserError(f"{self.part.name}: all requests arrive at once, so that no rate can be scaled")
         return float((len(times) - 1) / ((times[-1] - times[0]) * 1e-9))
 
-    def episode(self, rng: np.random.Generator, num_requests: int | None = None) -> Trace:
-        """Return one window of the trace (see `Workload.episode`)."""
-        part = self.part
+    def _count(self, num_requests: int | None) -> int:
+        """Requests of one episode."""
         wanted = self.num_requests if num_requests is None else num_requests
-        count = len(part) if wanted is None else wanted
-        if not 1 <= count <= len(part):
+        count = len(self.part) if wanted is None else wanted
+        if not 1 <= count <= len(self.part):
             raise UserError(
-                f"num_requests={count}: must lie between 1 and {len(part)}, the requests of {part.name} "
+                f"num_requests={count}: must lie between 1 and {len(self.part)}, the requests of {self.part.name} "
                 f"from start={self.start} to stop={self.stop}"
             )
-        if self.window == "rotate":
-            trace = _rotate(part, int(rng.integers(len(part))), count)
+        return count
+
+    def num_windows(self, num_requests: int | None = None) -> int | None:
+        """How many disjoint windows of ``num_requests`` the part holds; None where blocks are resampled."""
+        count = self._count(num_requests)
+        return None if self.window == "bootstrap" else len(self.part) // count
+
+    def episode(self, rng: np.random.Generator, num_requests: int | None = None, *, window: int | None = None) -> Trace:
+        """Return one window of the trace (see `Workload.episode`)."""
+        part, count = self.part, self._count(num_requests)
+        if self.window == "bootstrap":
+            trace = _resample(part, rng, count)
         else:
             first = int(rng.integers(len(part) - count + 1)) if self.window == "random" else 0
+            if window is not None:
+                first = self._first(window, count)
             trace = _cut(part, first, first + count)
         self._retime(trace.requests, rng)
         return trace
+
+    def _first(self, window: int, count: int) -> int:
+        """First request of the ``window``-th disjoint window of ``count`` requests."""
+        windows = len(self.part) // count
+        if not 0 <= window < windows:
+            raise UserError(
+                f"window={window}: {self.part.name} from start={self.start} to stop={self.stop} holds {windows} "
+                f"disjoint windows of {count} requests, so it must lie between 0 and {windows - 1}"
+            )
+        return window * count
 
     def _retime(self, rows: NDArray[np.void], rng: np.random.Generator) -> None:
         if self.arrivals.process != "recorded":
@@ -113,19 +138,19 @@ def _cut(trace: Trace, low: int, high: int) -> Trace:
     return Trace(rows, trace.block_ids[first:last], trace.class_names, trace.name)
 
 
-def _rotate(trace: Trace, first: int, count: int) -> Trace:
-    """Return ``count`` requests from ``first`` on, circularly; the seam has the trace's mean gap."""
-    head = _cut(trace, first, min(first + count, len(trace)))
-    rest = count - len(head)
-    if not rest:
-        return head
-    tail = _cut(trace, 0, rest)
+def _resample(trace: Trace, rng: np.random.Generator, count: int) -> Trace:
+    """Return ``count`` requests in blocks of consecutive ones, drawn circularly (moving-block bootstrap).
+
+    Each request brings the gap before it, the first of the trace the mean gap.
+    """
     times = trace.requests["arrival_ns"]
-    span = int(times[-1] - times[0])
-    tail.requests["arrival_ns"] += span + span // max(1, len(trace) - 1)
-    tail.requests["block_start"] += len(head.block_ids)
-    rows = np.concatenate([head.requests, tail.requests])
-    return Trace(rows, np.concatenate([head.block_ids, tail.block_ids]), trace.class_names, trace.name)
+    gaps = np.diff(times, prepend=times[0])
+    gaps[0] = (times[-1] - times[0]) // max(1, len(trace) - 1)
+    starts = rng.integers(len(trace), size=-(-count // BOOTSTRAP_BLOCK))
+    chosen = ((starts[:, None] + np.arange(BOOTSTRAP_BLOCK)).ravel() % len(trace))[:count]
+    rows = trace.requests[chosen]
+    rows["arrival_ns"] = np.cumsum(gaps[chosen]) - gaps[chosen[0]]
+    return Trace(rows, trace.block_ids, trace.class_names, trace.name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ class Synthetic(Workload):
             return find_profile(self.profile).lengths
         return Lengths(self.prompt_tokens.quantiles(), self.output_tokens.quantiles()[None])
 
-    def episode(self, rng: np.random.Generator, num_requests: int | None = None) -> Trace:
+    def episode(self, rng: np.random.Generator, num_requests: int | None = None, *, window: int | None = None) -> Trace:
         """Draw one episode (see `Workload.episode`); its length must be given here or in the config."""
         count = self.num_requests if num_requests is None else num_requests
         if count is None or count < 1:

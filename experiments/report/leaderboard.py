@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fleetgym.experiments.report.leaderboard_page import write_page
-from fleetgym.experiments.report.plots import leaderboard_plot
+from fleetgym.experiments.report.plots import attainment_plot, leaderboard_plot
 from fleetgym.experiments.report.tables import LeaderboardTable, Row, build_table, write_csv, write_json
 from fleetgym.experiments.run import versions as installed_versions
 
@@ -17,29 +18,29 @@ def write_leaderboard(
     rows: Sequence[Row],
     *,
     scenario: Mapping[str, Any],
-    main_metric: str = "e2e_s.mean",
+    rank_by: str = "e2e_charged_s.mean",
     reference_kind: str = "heuristic",
-    seed: int = 0,
+    failure_s: float = math.inf,
     config: Mapping[str, Any] | None = None,
     versions: Mapping[str, Any] | None = None,
 ) -> LeaderboardTable:
-    """Rank the policies and write ``leaderboard.{csv,json,png,html}``, each whole or not at all.
+    """Rank the policies and write ``leaderboard.{csv,json,png,html}`` and ``slo_attainment.png``, each whole or not at all.
 
     Parameters
     ----------
     folder : Path
     rows : sequence of mappings
-        One per policy and seed (and ``scenario``, if there are several): ``policy``, ``kind`` ("heuristic",
-        "learned", "bundle" or "oracle"), ``seed``, the dotted columns of
-        `fleetgym.envs.cluster.metrics.flatten` and perhaps ``decision_us``.
+        One per policy and window (and ``scenario``, if there are several): ``policy``, ``kind`` ("heuristic",
+        "learned", "bundle" or "oracle"), ``window``, the dotted columns of
+        `fleetgym.envs.cluster.metrics.flatten`, and perhaps ``slo_attainment_curve`` and ``decision_us``.
     scenario : mapping
         What was measured: ``name``, ``description`` and whatever facts the page should list.
-    main_metric : str
-        Column that the places are decided by.
+    rank_by : str
+        Column that the places are decided by, failure-aware (`fleetgym.envs.cluster.metrics.RANKING`).
     reference_kind : str
         The best policy of this kind is the one that all are compared with.
-    seed : int
-        Of the bootstrap.
+    failure_s : float
+        What a failed request is charged; a note tells if a served one took longer.
     config : mapping, optional
         The resolved config, shown on the page.
     versions : mapping, optional
@@ -50,11 +51,13 @@ def write_leaderboard(
     UserError
         No rows, an unknown metric or kind, or a folder that cannot be written.
     """
-    table = build_table(rows, scenario=scenario, main_metric=main_metric, reference_kind=reference_kind, seed=seed)
+    table = build_table(rows, scenario=scenario, rank_by=rank_by, reference_kind=reference_kind, failure_s=failure_s)
     about = {"versions": versions or installed_versions(), "config": config or {}}
     folder = Path(folder)
     write_csv(folder / "leaderboard.csv", table)
     write_json(folder / "leaderboard.json", table, rows, about)
     leaderboard_plot(folder / "leaderboard.png", table)
+    if any(entry.attainment for entry in table.entries):
+        attainment_plot(folder / "slo_attainment.png", table)
     write_page(folder / "leaderboard.html", table, about)
     return table

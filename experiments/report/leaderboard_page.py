@@ -16,7 +16,7 @@ from fleetgym.experiments.report.files import write_text
 from fleetgym.experiments.report.tables import COLUMNS, Column, Entry, LeaderboardTable, number, show_change
 from fleetgym.experiments.run import jsonable
 
-SCATTER_X = "ttft_s.p90"
+SCATTER_X = "ttft_charged_s.p90"
 
 
 def write_page(path: Path, table: LeaderboardTable, about: Mapping[str, Any]) -> None:
@@ -34,15 +34,16 @@ def page(table: LeaderboardTable, about: Mapping[str, Any]) -> str:
     fields = {
         "title": escape(str(scenario.pop("name", "Leaderboard"))),
         "description": escape(str(scenario.pop("description", ""))),
-        "facts": _facts({**scenario, "policies": len(table.entries), "seeds": len(table.seeds)}),
+        "facts": _facts({**scenario, "policies": len(table.entries)}),
         "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes),
         "head": _head(table, svg.strip_header(axis)),
         "body": "\n".join(_row(table, entry, svg.strip(entry, main, axis)) for entry in table.entries),
         "trade_off": _trade_off(table),
+        "attainment": _attainment(table),
         "how_main": f"<b>{escape(main.title)}</b> decides the places{escape(meaning)}; {better} is better.",
         "reference": escape(table.reference or "none here"),
         "main": escape(main.header),
-        "per_seed": _per_seed(table),
+        "per_window": _per_window(table),
         "all_metrics": _all_metrics(table),
         "config": _listing(about["config"]),
         "versions": _listing(about["versions"]),
@@ -92,9 +93,9 @@ def _row(table: LeaderboardTable, entry: Entry, strip: str) -> str:
     text = "reference" if entry.policy == table.reference else show_change(entry.change)
     change, _, bounds = text.partition(" [")
     bounds = f" <small>[{bounds}</small>" if bounds else ""
-    place = "oracle" if entry.place is None else str(entry.place)
+    place = "–" if entry.place is None else str(entry.place)
     cells = [
-        f"<td{_value(entry.place or 0)}>{place}</td>",
+        f"<td{_value(entry.place or math.inf)}>{place}</td>",
         f'<td class="text policy" data-v="{escape(entry.policy)}">{escape(entry.policy)}</td>',
         f'<td class="text" data-v="{entry.kind}"><span class="tag {entry.kind}">{entry.kind}</span></td>',
         f"<td{_value(entry.main.estimate)}>{main.show(entry.main.estimate)}{interval}</td>",
@@ -125,6 +126,14 @@ def _trade_off(table: LeaderboardTable) -> str:
     return f'{heading}<div class="card plot">{svg.trade_off(entries, table.main, other)}</div>'
 
 
+def _attainment(table: LeaderboardTable) -> str:
+    entries = [entry for entry in table.entries if entry.attainment]
+    if not entries:
+        return ""
+    heading = "<h2>SLO attainment over the scale of the objectives</h2>"
+    return f'{heading}<div class="card plot">{svg.attainment(entries)}</div>'
+
+
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def cells(tag: str, values: Sequence[str]) -> str:
         first, *others = (escape(value) for value in values)
@@ -133,9 +142,9 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<thead>{cells('th', head)}</thead><tbody>{''.join(cells('td', row) for row in rows)}</tbody>"
 
 
-def _per_seed(table: LeaderboardTable) -> str:
-    head = ["policy", *(f"seed {seed}" for seed in table.seeds)]
-    return _grid(head, [[e.policy, *(table.main.show(v) for v in e.per_seed.values())] for e in table.entries])
+def _per_window(table: LeaderboardTable) -> str:
+    head = ["policy", *(f"window {window}" for window in table.windows)]
+    return _grid(head, [[e.policy, *(table.main.show(v) for v in e.per_window.values())] for e in table.entries])
 
 
 def _all_metrics(table: LeaderboardTable) -> str:

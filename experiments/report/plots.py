@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
+from fleetgym.envs.cluster.metrics import SLO_SCALES
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.experiments.report.axis import Axis, fit_axis, spread
 from fleetgym.experiments.report.files import atomic
@@ -25,7 +26,7 @@ KIND_COLOURS = {"heuristic": "#0072B2", "learned": "#D55E00", "bundle": "#CC79A7
 KIND_MARKERS = {"heuristic": "o", "learned": "D", "bundle": "s", "oracle": "^"}
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 GREY = "#888888"
-SCATTER_X = "ttft_s.p90"
+SCATTER_X = "ttft_charged_s.p90"
 STEP_KEYS = ("timesteps", "step", "total_timesteps", "time/total_timesteps")
 
 
@@ -65,24 +66,48 @@ def leaderboard_plot(path: Path, table: LeaderboardTable) -> None:
     save(figure, path)
 
 
+def attainment_plot(path: Path, table: LeaderboardTable) -> None:
+    """Draw the share of requests within their SLO over a factor on all objectives, one line per policy."""
+    one = SLO_SCALES.index(1.0)
+    entries = sorted((e for e in table.entries if e.attainment), key=lambda entry: -entry.attainment[one])
+    figure = new_figure(8.5, 4.6)
+    axes = _plain(figure.subplots())
+    for position, entry in enumerate(entries):
+        bold = entry.kind in ("learned", "bundle")
+        axes.plot(
+            SLO_SCALES, [100 * share for share in entry.attainment],
+            color=KIND_COLOURS[entry.kind] if bold else CYCLE[position % len(CYCLE)],
+            linewidth=2.4 if bold else 1.0, linestyle=("-", "--", ":")[0 if bold else position // len(CYCLE) % 3],
+            label=f"{100 * entry.attainment[one]:.1f} %  {entry.policy}",
+        )  # fmt: skip
+    axes.axvline(1.0, color=GREY, linewidth=0.6, linestyle=":")
+    _scale(axes, "x", Axis(SLO_SCALES[0], SLO_SCALES[-1], True))
+    axes.set_ylim(0.0, 101.0)
+    axes.set_xlabel("factor on the objectives, log")
+    axes.set_ylabel("SLO met (%)")
+    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), title="at factor 1")
+    figure.suptitle(str(table.scenario.get("name", "")), x=0.01, ha="left", fontweight="bold")
+    save(figure, path)
+
+
 def _dots(axes: Axes, table: LeaderboardTable, entries: Sequence[Entry]) -> None:
     scale = table.main.scale
     for row, entry in enumerate(entries):
         colour, marker = KIND_COLOURS[entry.kind], KIND_MARKERS[entry.kind]
-        seeds = [value * scale for value in entry.per_seed.values() if math.isfinite(value)]
-        axes.plot(seeds, [row + 0.3] * len(seeds), "|", color=colour, alpha=0.6, markersize=4)
+        windows = [value * scale for value in entry.per_window.values() if math.isfinite(value)]
+        axes.plot(windows, [row + 0.3] * len(windows), "|", color=colour, alpha=0.6, markersize=4)
         if math.isfinite(entry.main.low):
             axes.plot([entry.main.low * scale, entry.main.high * scale], [row, row], color=colour, linewidth=2.5)
         axes.plot(entry.main.estimate * scale, row, marker, color=colour, markersize=6, markeredgecolor="white")
-    names = [f"{'oracle' if entry.place is None else entry.place}   {entry.policy}" for entry in entries]
+    names = [f"{'–' if entry.place is None else entry.place}   {entry.policy}" for entry in entries]
     axes.set_yticks(range(len(entries)), names)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.grid(False, axis="y")
-    bounds = [v * scale for e in entries for v in (e.main.low, e.main.high, *e.per_seed.values())]
+    bounds = [v * scale for e in entries for v in (e.main.low, e.main.high, *e.per_window.values())]
     _scale(axes, "x", fit_axis(bounds))
     better = "lower" if table.lower_is_better else "higher"
-    axes.set_xlabel(f"{table.main.header}, {better} is better; line: 95 % interval, ticks: seeds")
+    axes.set_xlabel(f"{table.main.header}, {better} is better; line: 95 % interval, ticks: windows")
 
 
 def _trade_off(axes: Axes, main: Column, other: Column, entries: Sequence[Entry]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from fleetgym.envs.cluster.metrics import SLO_SCALES
 from fleetgym.experiments.report.axis import Axis, fit_axis, spread
 from fleetgym.experiments.report.tables import Column, Entry, LeaderboardTable, number, show_interval
 
@@ -14,7 +15,7 @@ STRIP_WIDTH, STRIP_HEIGHT = 250, 30
 
 def strip_axis(table: LeaderboardTable) -> Axis:
     """One axis for the main metric of all rows."""
-    figures = [v for e in table.entries for v in (*e.main, *e.per_seed.values())]
+    figures = [v for e in table.entries for v in (*e.main, *e.per_window.values())]
     return fit_axis((value * table.main.scale for value in figures), 8.0, STRIP_WIDTH - 8.0)
 
 
@@ -25,20 +26,20 @@ def strip_header(axis: Axis) -> str:
 
 
 def strip(entry: Entry, main: Column, axis: Axis) -> str:
-    """One row's dot, interval and seeds."""
+    """One row's dot, interval and windows."""
     middle, scale = 12, main.scale
     parts = [f'<line class="grid" x1="{axis.at(t):.1f}" x2="{axis.at(t):.1f}" y1="0" y2="30"/>' for t in axis.ticks()]
-    for value in entry.per_seed.values():
+    for value in entry.per_window.values():
         if math.isfinite(value):
             x = axis.at(value * scale)
-            parts.append(f'<line class="seed" x1="{x:.1f}" x2="{x:.1f}" y1="21" y2="27"/>')
+            parts.append(f'<line class="window" x1="{x:.1f}" x2="{x:.1f}" y1="21" y2="27"/>')
     if math.isfinite(entry.main.low):
         low, high = axis.at(entry.main.low * scale), axis.at(entry.main.high * scale)
         parts.append(f'<line class="range" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>')
     if math.isfinite(entry.main.estimate):
         parts.append(mark(entry.kind, axis.at(entry.main.estimate * scale), middle))
-    seeds = "\n".join(f"seed {seed}: {main.show(value)}" for seed, value in entry.per_seed.items())
-    text = escape(f"{entry.policy}: {show_interval(main, entry.main)} {main.unit}\n{seeds}", quote=True)
+    windows = "\n".join(f"window {window}: {main.show(value)}" for window, value in entry.per_window.items())
+    text = escape(f"{entry.policy}: {show_interval(main, entry.main)} {main.unit}\n{windows}", quote=True)
     size = f'width="{STRIP_WIDTH}" height="{STRIP_HEIGHT}"'
     return f'<svg class="{entry.kind}" {size} data-tip="{text}" role="img" aria-label="{text}">{"".join(parts)}</svg>'
 
@@ -80,5 +81,39 @@ def trade_off(entries: Sequence[Entry], main: Column, other: Column) -> str:
             f'<g class="point {entry.kind}" data-policy="{name}" data-tip="{text}">'
             f'<polyline class="lead" points="{x:.1f},{y:.1f} {right + 6},{level:.1f} {right + 14},{level:.1f}"/>'
             f'<text class="label" x="{right + 18}" y="{level + 4:.1f}">{name}</text>{mark(entry.kind, x, y)}</g>'
+        )
+    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+
+
+def attainment(entries: Sequence[Entry]) -> str:
+    """Share of requests within their SLO over a factor on all objectives; names by their order at factor 1."""
+    width, height, left, right, bottom = 980, 430, 64, 720, 380
+    across = Axis(SLO_SCALES[0], SLO_SCALES[-1], True, left, right)
+    up = Axis(0.0, 100.0, False, bottom, 16)
+    parts = []
+    for tick in (0.25, 0.5, 1.0, 2.0, 4.0):
+        x = across.at(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="16" y2="{bottom}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
+    for share, label in up.labels():
+        y = up.at(share)
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    middle = (left + right) / 2
+    parts.append(f'<text x="{middle}" y="{height - 8}" text-anchor="middle">factor on the objectives, log scale</text>')
+    parts.append('<text transform="translate(16 200) rotate(-90)" text-anchor="middle">SLO met (%)</text>')
+    one = SLO_SCALES.index(1.0)
+    ordered = sorted(entries, key=lambda entry: -entry.attainment[one])
+    levels = spread([24.0] * len(ordered), 17.0, 22.0, bottom - 4.0)
+    for entry, level in zip(ordered, levels, strict=True):
+        name = escape(entry.policy, quote=True)
+        points = " ".join(
+            f"{across.at(scale):.1f},{up.at(100 * share):.1f}"
+            for scale, share in zip(SLO_SCALES, entry.attainment, strict=True)
+        )
+        text = f"{name}\nSLO met: {100 * entry.attainment[one]:.1f} %"
+        parts.append(
+            f'<g class="point {entry.kind}" data-policy="{name}" data-tip="{text}"><polyline class="curve" points="{points}"/>'
+            f'<text class="label" x="{right + 18}" y="{level + 4:.1f}">{100 * entry.attainment[one]:.1f} %  {name}</text></g>'
         )
     return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'

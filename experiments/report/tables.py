@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,24 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fleetgym.envs.cluster.metrics import find_metric
+from fleetgym.envs.cluster.metrics import SLO_SCALES, find_ranking
 from fleetgym.envs.errors import UserError
+from fleetgym.experiments.intervals import (
+    MIN_WINDOWS,
+    Interval,
+    Scores,
+    collect,
+    mean_interval,
+    places,
+    relative_change,
+)
 from fleetgym.experiments.report.files import write_text
 from fleetgym.experiments.run import jsonable
-from fleetgym.experiments.statistics import FEW_SEEDS, Interval, Scores, bootstrap_for, collect, places
 
 Row = Mapping[str, Any]
 
 DECISION_KEY = "decision_us"
-CONTROL_MARGIN = 0.03
+CURVE_KEY = "slo_attainment_curve"
 KINDS = ("heuristic", "learned", "bundle", "oracle")
 
 
@@ -48,15 +56,20 @@ class Column:
         return "–" if value is None or not math.isfinite(value) else number(value * self.scale)
 
 
+_CHARGED = "a failed request counts as failure_s"
 COLUMNS = (
-    Column("e2e_s.mean", "E2E mean", "s", help="end-to-end latency: arrival to last token"),
-    Column("ttft_s.mean", "TTFT mean", "s", help="time to first token"),
-    Column("ttft_s.p90", "TTFT P90", "s", help="nine in ten requests see their first token sooner"),
-    Column("tpot_s.mean", "TPOT mean", "ms", 1e3, "time per output token after the first"),
-    Column("goodput_rps", "Goodput", "req/s", help="requests per second that finished within their SLO"),
+    Column("e2e_charged_s.mean", "E2E mean", "s", help=f"end-to-end latency, arrival to last token; {_CHARGED}"),
+    Column("e2e_charged_s.p99", "E2E P99", "s", help=f"one in a hundred requests takes longer; {_CHARGED}"),
+    Column("ttft_charged_s.mean", "TTFT mean", "s", help=f"time to first token; {_CHARGED}"),
+    Column(
+        "ttft_charged_s.p90", "TTFT P90", "s", help=f"nine in ten requests see their first token sooner; {_CHARGED}"
+    ),
+    Column("ttft_charged_s.p99", "TTFT P99", "s", help=f"one in a hundred requests waits longer; {_CHARGED}"),
+    Column("tpot_s.mean", "TPOT mean", "ms", 1e3, "time per output token after the first, of finished requests"),
     Column("slo_attainment", "SLO met", "%", 100.0, "share of all arrived requests that finished within their SLO"),
-    Column("requests.rejected", "Rejected", help="requests that the fleet refused, mean over seeds"),
-    Column("requests.unfinished", "Unfinished", help="requests that never finished, mean over seeds"),
+    Column("goodput_rps", "Goodput", "req/s", help="requests that finished within their SLO, per second of arrivals"),
+    Column("requests.rejected", "Rejected", help="requests that the fleet refused, mean over windows"),
+    Column("requests.unfinished", "Unfinished", help="requests that never finished, mean over windows"),
     Column(DECISION_KEY, "Decision", "µs", help="measured time of one decision on this machine"),
 )
 
@@ -70,13 +83,15 @@ class Entry:
     place : int or None
         None for an oracle: it reads what no router can know and does not compete.
     main : Interval
-        Main metric, mean over seeds and scenarios.
+        The figure that ranks, mean over windows and scenarios.
     change : Interval or None
         Relative difference to the reference policy (-0.1: ten percent lower).
-    per_seed : dict of int to float
-        Main metric of each seed, mean over scenarios.
+    per_window : dict of int to float
+        The figure that ranks in each window, mean over scenarios.
     metrics : dict of str to float
-        Mean over seeds of every numeric column; NaN where a seed has no figure.
+        Mean over windows of every numeric column; NaN where a window has no figure.
+    attainment : tuple of float
+        SLO attainment at each of `fleetgym.envs.cluster.metrics.SLO_SCALES`, mean over windows; empty if not given.
     """
 
     policy: str
@@ -84,8 +99,9 @@ class Entry:
     place: int | None
     main: Interval
     change: Interval | None
-    per_seed: dict[int, float]
+    per_window: dict[int, float]
     metrics: dict[str, float]
+    attainment: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ class LeaderboardTable:
     main: Column
     lower_is_better: bool
     columns: tuple[Column, ...]
-    seeds: tuple[int, ...]
+    windows: tuple[int, ...]
     scenarios: tuple[str, ...]
     reference: str | None
     notes: tuple[str, ...]
@@ -105,9 +121,9 @@ class LeaderboardTable:
     def simulated(self) -> dict[str, Any]:
         """Return the figures that are equal from run to run, for ``metrics.json``."""
         return {
-            "main_metric": self.main.key,
+            "rank_by": self.main.key,
             "reference": self.reference,
-            "seeds": list(self.seeds),
+            "windows": list(self.windows),
             "policies": {entry.policy: _record(entry, timed=False) for entry in self.entries},
         }
 
@@ -116,15 +132,14 @@ def build_table(
     rows: Sequence[Row],
     *,
     scenario: Mapping[str, Any],
-    main_metric: str = "e2e_s.mean",
+    rank_by: str = "e2e_charged_s.mean",
     reference_kind: str = "heuristic",
-    seed: int = 0,
+    failure_s: float = math.inf,
 ) -> LeaderboardTable:
     """Rank the policies of ``rows``; see `write_leaderboard` for the parameters."""
-    scores = collect(rows, main_metric)
+    scores = collect(rows, rank_by)
     kinds = _kinds(rows)
-    lower = find_metric(main_metric).better == "lower"
-    bootstrap = bootstrap_for(scores, seed)
+    lower = find_ranking(rank_by).better == "lower"
     means = dict(zip(scores.policies, scores.values.mean(axis=(1, 2)), strict=True))
     complete = dict(zip(scores.policies, scores.complete, strict=True))
     candidates = [name for name in scores.policies if kinds[name] == reference_kind and complete[name]]
@@ -132,32 +147,36 @@ def build_table(
     reference = min(candidates, key=lambda name: sign * means[name], default=None)
     values = dict(zip(scores.policies, scores.values, strict=True))
     ranked = [name for name in scores.policies if kinds[name] != "oracle"]
-    place = _places(scores, ranked, seed, lower)
+    place = _places(scores, ranked, lower)
     metrics = _metric_means(rows)
+    curves = _curves(rows)
     entries = [
         Entry(
             policy=name,
             kind=kinds[name],
             place=place.get(name),
-            main=bootstrap.interval(values[name]),
-            change=bootstrap.relative_change(values[name], values[reference]) if reference else None,
-            per_seed=dict(zip(scores.seeds, map(float, values[name].mean(axis=1)), strict=True)),
+            main=mean_interval(values[name]),
+            change=relative_change(values[name], values[reference]) if reference else None,
+            per_window=dict(zip(scores.windows, map(float, values[name].mean(axis=1)), strict=True)),
             metrics=metrics[name],
+            attainment=curves.get(name, ()),
         )
         for name in scores.policies
     ]
-    # Oracles first, to hold the others against; then by place.
-    entries.sort(key=lambda e: (e.place or 0, not math.isfinite(e.main.estimate), sign * e.main.estimate, e.policy))
-    main = next((c for c in COLUMNS if c.key == main_metric), Column(main_metric, main_metric))
+    # By place; what does not compete comes after.
+    entries.sort(
+        key=lambda e: (e.place or math.inf, not math.isfinite(e.main.estimate), sign * e.main.estimate, e.policy)
+    )
+    main = next((c for c in COLUMNS if c.key == rank_by), Column(rank_by, rank_by))
     return LeaderboardTable(
         entries=tuple(entries),
         main=main,
         lower_is_better=lower,
         columns=_columns(main, entries),
-        seeds=scores.seeds,
+        windows=scores.windows,
         scenarios=scores.scenarios,
         reference=reference,
-        notes=tuple(_notes(scores, entries, reference)),
+        notes=tuple(_notes(scores, entries, _slowest(rows), failure_s)),
         scenario=scenario,
     )
 
@@ -173,16 +192,16 @@ def _kinds(rows: Sequence[Row]) -> dict[str, str]:
     return kinds
 
 
-def _places(scores: Scores, ranked: Sequence[str], seed: int, lower: bool) -> dict[str, int]:
+def _places(scores: Scores, ranked: Sequence[str], lower: bool) -> dict[str, int]:
     keep = [scores.policies.index(name) for name in ranked]
-    competing = Scores(tuple(ranked), scores.seeds, scores.scenarios, scores.values[keep])
-    found = places(competing, bootstrap_for(competing, seed), lower_is_better=lower)
+    competing = Scores(tuple(ranked), scores.windows, scores.scenarios, scores.values[keep])
+    found = places(competing, lower_is_better=lower)
     return dict(zip(ranked, found, strict=True))
 
 
 def _metric_means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Mean over seeds and scenarios of every numeric column, per policy."""
-    skip = {"policy", "kind", "seed", "scenario"}
+    """Mean over windows and scenarios of every numeric column, per policy."""
+    skip = {"policy", "kind", "window", "scenario"}
     keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in skip]
     means: dict[str, dict[str, float]] = {str(row["policy"]): {} for row in rows}
     for key in keys:
@@ -192,6 +211,21 @@ def _metric_means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
         for name, value in zip(scores.policies, scores.values, strict=True):
             means[name][key] = float(value.mean())
     return means
+
+
+def _curves(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
+    """Mean over windows and scenarios of the attainment curves, per policy."""
+    curves: dict[str, list[list[float]]] = {}
+    for row in rows:
+        if CURVE_KEY in row:
+            curves.setdefault(str(row["policy"]), []).append(row[CURVE_KEY])
+    return {name: tuple(np.mean(several, axis=0).tolist()) for name, several in curves.items()}
+
+
+def _slowest(rows: Sequence[Row]) -> tuple[float, str]:
+    """Largest latency of a request that was served, in seconds, and the policy that served it."""
+    served = [(float(row["e2e_s.max"]), str(row["policy"])) for row in rows if row.get("e2e_s.max") is not None]
+    return max(served, default=(0.0, ""))
 
 
 def _columns(main: Column, entries: Sequence[Entry]) -> tuple[Column, ...]:
@@ -205,26 +239,30 @@ def _columns(main: Column, entries: Sequence[Entry]) -> tuple[Column, ...]:
     return tuple(column for column in COLUMNS if column.key != main.key and shown(column))
 
 
-def _notes(scores: Scores, entries: Sequence[Entry], reference: str | None) -> list[str]:
-    notes = []
-    if len(scores.seeds) == 1:
-        notes.append("One seed: no intervals, so no difference is shown to be real and all share the first place.")
-    elif len(scores.seeds) < FEW_SEEDS:
-        notes.append(f"{len(scores.seeds)} seeds: intervals from fewer than {FEW_SEEDS} seeds are too narrow.")
-    failed = {_failures(entry) for entry in entries}
-    if len(failed) > 1:
-        notes.append("Policies differ in rejected or unfinished requests: compare e2e_penalised_s, not e2e_s.")
+def _notes(scores: Scores, entries: Sequence[Entry], slowest: tuple[float, str], failure_s: float) -> Iterator[str]:
+    windows = len(scores.windows)
+    if windows < MIN_WINDOWS:
+        count = "One window" if windows == 1 else f"{windows} windows"
+        yield (
+            f"{count}: fewer than {MIN_WINDOWS} give no intervals, so no difference is shown to be real and all "
+            "share the first place."
+        )
+    failed = [_failures(entry) for entry in entries]
+    if any(failed):
+        charge = f", {failure_s:g} s" if math.isfinite(failure_s) else ""
+        most = entries[failed.index(max(failed))].policy
+        yield f"Failed requests are charged failure_s{charge}, in every figure that ranks; most failed under {most}."
+    if slowest[0] > failure_s:
+        yield (
+            f"{slowest[1]} served a request in {slowest[0]:.0f} s, longer than failure_s={failure_s:g}: failing it "
+            "would have cost less, so read its place with care."
+        )
     missing = [entry.policy for entry in entries if not math.isfinite(entry.main.estimate)]
     if missing:
-        notes.append(f"No figure in at least one seed, so placed last: {', '.join(missing)}.")
-    oracles = [entry.main.estimate for entry in entries if entry.kind == "oracle"]
-    best = next((entry.main.estimate for entry in entries if entry.policy == reference), math.nan)
-    if oracles and all(abs(oracle / best - 1.0) < CONTROL_MARGIN for oracle in oracles):
-        notes.append(
-            f"The oracle lies within 3 % of the best heuristic, {reference}: knowing every answer's length is worth "
-            "little to a greedy rule here."
-        )
-    return notes
+        yield f"No figure in at least one window, so placed last: {', '.join(missing)}."
+    oracles = [entry.policy for entry in entries if entry.kind == "oracle"]
+    if oracles:
+        yield f"Below the places: {', '.join(oracles)}, which reads what no router can know and is still no bound."
 
 
 def _failures(entry: Entry) -> float:
@@ -264,7 +302,8 @@ def _record(entry: Entry, *, timed: bool) -> dict[str, Any]:
         "kind": entry.kind,
         "main": entry.main._asdict(),
         "change_vs_reference": None if entry.change is None else entry.change._asdict(),
-        "per_seed": {str(seed): value for seed, value in entry.per_seed.items()},
+        "per_window": {str(window): value for window, value in entry.per_window.items()},
+        "slo_attainment_curve": list(entry.attainment),
         "metrics": metrics,
     }
 
@@ -272,10 +311,11 @@ def _record(entry: Entry, *, timed: bool) -> dict[str, Any]:
 def write_json(path: Path, table: LeaderboardTable, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
     """Write everything the page shows, and the rows that it was computed from."""
     content = {
-        "main_metric": table.main.key,
+        "rank_by": table.main.key,
         "lower_is_better": table.lower_is_better,
         "reference": table.reference,
-        "seeds": table.seeds,
+        "windows": table.windows,
+        "slo_scales": list(SLO_SCALES),
         "scenarios": table.scenarios,
         "scenario": table.scenario,
         "notes": table.notes,
@@ -304,7 +344,9 @@ def write_csv(path: Path, table: LeaderboardTable) -> None:
 
 def print_table(table: LeaderboardTable, console: Console) -> None:
     """Print the leaderboard; wide columns are dropped from the right on a narrow terminal."""
-    title = f"{table.scenario.get('name', 'Leaderboard')}: {len(table.seeds)} seeds, 95 % intervals"
+    title = (
+        f"{table.scenario.get('name', 'Leaderboard')}: {table.scenario.get('windows', f'{len(table.windows)} windows')}"
+    )
     grid = Table(title=title, title_justify="left", header_style="bold")
     grid.add_column("#", justify="right")
     grid.add_column("policy", no_wrap=True)
@@ -316,7 +358,7 @@ def print_table(table: LeaderboardTable, console: Console) -> None:
         grid.add_column(column.header, justify="right")
     for entry in table.entries:
         style = {"learned": "bold", "bundle": "bold", "oracle": "dim"}.get(entry.kind)
-        place = "oracle" if entry.place is None else str(entry.place)
+        place = "–" if entry.place is None else str(entry.place)
         change = "–" if entry.change is None else show_change(entry.change._replace(low=math.nan))
         change = "ref." if entry.policy == table.reference else change
         cells = [column.show(entry.metrics.get(column.key)) for column in columns]

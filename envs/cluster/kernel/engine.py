@@ -101,7 +101,7 @@ class KernelEngine(Engine):
             done=self.done,
             columns=np.array([SIGNAL_INDEX[name] for name in self.columns], np.int64),
             high=np.ascontiguousarray(self.high),
-            slo=np.array([self.slo.ttft_s, self.slo.ttft_s_per_1k_prompt_tokens, self.slo.tpot_s]),
+            slo=np.array(self.slo.limits),
             values=np.zeros(len(SIGNAL_NAMES)),
             journal=np.zeros((batch, 1 + journal), np.int64),
             blocks=np.zeros((*shape, pool), BLOCK),

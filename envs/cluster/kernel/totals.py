@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.judging import since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.kernel.state import DONE, REFUSED, Array
 
 
@@ -13,20 +14,19 @@ def episode_totals(req: Array, slo: Array, out: Array) -> None:
     """Fill ``out`` (9,) from the request rows ``req`` (R,)."""
     for r in range(len(req)):
         row = req[r]
-        ttft_s = 0.0
+        ttft = 0.0
         if row["first_token_ns"] >= 0:
-            ttft_s = (row["first_token_ns"] - row["arrival_ns"]) * 1e-9
-            out[0] += ttft_s
+            ttft = since_s(row["arrival_ns"], row["first_token_ns"])
+            out[0] += ttft
             out[1] += 1
         if row["state"] == DONE:
-            tpot_s = 0.0
+            tpot = tpot_s(row["first_token_ns"], row["last_token_ns"], row["output"])
             if row["output"] > 1:
-                tpot_s = (row["last_token_ns"] - row["first_token_ns"]) * 1e-9 / (row["output"] - 1)
-                out[2] += tpot_s
+                out[2] += tpot
                 out[3] += 1
-            out[4] += (row["last_token_ns"] - row["arrival_ns"]) * 1e-9
+            out[4] += since_s(row["arrival_ns"], row["last_token_ns"])
             out[5] += 1
-            if ttft_s <= slo[0] + slo[1] * row["prompt"] / 1000 and tpot_s <= slo[2]:
+            if within_slo(ttft, tpot, row["prompt"], slo[0], slo[1], slo[2]):
                 out[6] += 1
         if row["state"] == REFUSED:
             out[7] += 1

@@ -7,6 +7,7 @@ from typing import Any
 from fleetgym.envs.cluster.engine import EWMA_WEIGHT
 from fleetgym.envs.cluster.kernel.blocks import register_up_to
 from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.judging import since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.kernel.lists import running_remove, waiting_remove
 from fleetgym.envs.cluster.kernel.lockstep import tokens_in_flight
 from fleetgym.envs.cluster.kernel.state import DECODE, DONE, EMPTY, FINISH, TOKEN, WAITING, Unit
@@ -74,9 +75,9 @@ def give_token(u: Unit, r: int, now: int) -> None:
     inst["awaiting_tokens"] -= row["prompt"]
     u.env["awaiting"] -= 1
     u.env["awaiting_moment"] -= now
-    ttft_s = (now - row["arrival_ns"]) * 1e-9
+    ttft = since_s(row["arrival_ns"], now)
     ewma = inst["ttft_ewma_s"]
-    inst["ttft_ewma_s"] = ttft_s if ewma < 0.0 else ewma + EWMA_WEIGHT * (ttft_s - ewma)
+    inst["ttft_ewma_s"] = ttft if ewma < 0.0 else ewma + EWMA_WEIGHT * (ttft - ewma)
 
 
 @jit
@@ -98,11 +99,9 @@ def finish(u: Unit, r: int, now: int) -> None:
     env["unfinished"] -= 1
     env["unfinished_moment"] -= now
     env["finished"] += 1
-    first, output = row["first_token_ns"], row["output"]
-    ttft_s = (first - row["arrival_ns"]) * 1e-9
-    tpot_s = (now - first) * 1e-9 / (output - 1) if output > 1 else 0.0
-    limit_s = u.slo[0] + u.slo[1] * row["prompt"] / 1000
-    env["slo_met"] += ttft_s <= limit_s and tpot_s <= u.slo[2]
+    ttft = since_s(row["arrival_ns"], row["first_token_ns"])
+    tpot = tpot_s(row["first_token_ns"], now, row["output"])
+    env["slo_met"] += within_slo(ttft, tpot, row["prompt"], u.slo[0], u.slo[1], u.slo[2])
     row["state"] = DONE
 
 

@@ -1,0 +1,54 @@
+"""What the times of a request amount to: TTFT, TPOT, E2E, and whether it met its SLO.
+
+Each is defined here and nowhere else. The functions are plain arithmetic, so that the same text serves the SimPy
+engine (numbers), the metrics and measured runs (arrays) and, compiled, the kernel; equal inputs give equal bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+NS = 1e-9  # seconds per nanosecond; exact int differences are multiplied by it once
+
+
+def since_s(earlier: Any, later: Any, unit_s: float = NS) -> Any:
+    """Seconds from ``earlier`` to ``later``.
+
+    TTFT is this from arrival at the router to the first token, E2E from arrival to the last token, queue time from
+    arrival to the first iteration.
+
+    Parameters
+    ----------
+    earlier, later : int, float or ndarray
+        Times in units of ``unit_s`` seconds (default: nanoseconds).
+    """
+    return (later - earlier) * unit_s
+
+
+def tpot_s(first_token: Any, finish: Any, output_tokens: Any, unit_s: float = NS) -> Any:
+    """Mean seconds per output token after the first (DistServe); 0 for an answer of one token, which has none.
+
+    Parameters
+    ----------
+    first_token, finish : int, float or ndarray
+        Times in units of ``unit_s`` seconds (default: nanoseconds).
+    output_tokens : int or ndarray
+    """
+    return (finish - first_token) * unit_s / (output_tokens - (output_tokens > 1))
+
+
+def within_slo(
+    ttft: Any, tpot: Any, prompt_tokens: Any, slo_ttft_s: float, slo_ttft_s_per_1k: float, slo_tpot_s: float
+) -> Any:
+    """Whether a finished request met its objectives (`fleetgym.envs.cluster.spec.Slo`).
+
+    Parameters
+    ----------
+    ttft, tpot : float or ndarray
+        Seconds, as `since_s` and `tpot_s` give them; the TPOT of a one-token answer is 0 and no objection.
+    prompt_tokens : int or ndarray
+        The TTFT objective grows with it.
+    slo_ttft_s, slo_ttft_s_per_1k, slo_tpot_s : float
+        `Slo.limits`.
+    """
+    return (ttft <= slo_ttft_s + slo_ttft_s_per_1k * prompt_tokens / 1000) & (tpot <= slo_tpot_s)

@@ -1,0 +1,166 @@
+"""Intervals and places for a comparison of policies over independent windows of traffic.
+
+The unit of replication is the *window*: an episode that shares no request with any other. Whatever was measured
+several times in one window is averaged first. Every policy meets the same arrivals in the same window, so all
+comparisons are paired. Windows are few (a recorded hour holds seven), and resampling so few is known to give intervals
+that are too narrow; these are Student's, which are exact for normal window means at any number of windows, and
+Fieller's for a ratio. Scenarios are strata with windows of their own (Satterthwaite's degrees of freedom).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats  # type: ignore[import-untyped]
+
+from fleetgym.envs.errors import UserError, did_you_mean
+
+Array = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+MIN_WINDOWS = 6  # with five pairs even an exact sign-flip test cannot reach 95 %: 2 / 2**5 > 0.05
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % interval; NaN bounds where there are fewer than `MIN_WINDOWS` windows."""
+
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside (never for NaN bounds)."""
+        return self.low > 0.0 or self.high < 0.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One metric of P policies over W windows and C scenarios.
+
+    Attributes
+    ----------
+    policies, windows, scenarios : tuple
+        Names along the axes.
+    values : ndarray of float64, shape (P, W, C)
+        NaN where a policy has no figure.
+    """
+
+    policies: tuple[str, ...]
+    windows: tuple[int, ...]
+    scenarios: tuple[str, ...]
+    values: Array
+
+    @property
+    def complete(self) -> NDArray[np.bool_]:
+        """Policies with a figure in every cell, shape (P,)."""
+        return np.array([bool(np.isfinite(values).all()) for values in self.values])
+
+
+def collect(rows: Sequence[Mapping[str, Any]], metric: str) -> Scores:
+    """Arrange table rows, averaging rows of the same policy, window and scenario.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Each has ``policy``, ``window``, ``metric`` and perhaps ``scenario``; None and NaN count as missing.
+    metric : str
+
+    Raises
+    ------
+    UserError
+        No rows, or no row knows the metric.
+    """
+    if not rows:
+        raise UserError("rows=[]: nothing to compare")
+    known = {key for row in rows for key in row}
+    if metric not in known:
+        raise UserError(f"metric={metric!r}: unknown{did_you_mean(metric, known)}")
+    policies = tuple(dict.fromkeys(str(row["policy"]) for row in rows))
+    windows = tuple(sorted({int(row["window"]) for row in rows}))
+    scenarios = tuple(dict.fromkeys(str(row.get("scenario", "default")) for row in rows))
+    total = np.zeros((len(policies), len(windows), len(scenarios)))
+    count = np.zeros_like(total)
+    for row in rows:
+        scenario = scenarios.index(str(row.get("scenario", "default")))
+        cell = policies.index(str(row["policy"])), windows.index(int(row["window"])), scenario
+        value = row.get(metric)
+        total[cell] += np.nan if value is None else float(value)
+        count[cell] += 1.0
+    with np.errstate(invalid="ignore"):
+        return Scores(policies, windows, scenarios, total / count)
+
+
+def mean_interval(values: Array) -> Interval:
+    """Student's interval of the mean over windows and scenarios of ``values``, shape (W, C)."""
+    estimate = float(values.mean())
+    half = _quantile(values) * float(np.sqrt(_variance(values, values)))
+    return Interval(estimate, estimate - half, estimate + half)
+
+
+def relative_change(values: Array, reference: Array) -> Interval:
+    """Fieller's interval of ``mean(values) / mean(reference) - 1``, both of shape (W, C) in the same windows.
+
+    Over one scenario it excludes zero exactly where `mean_interval` of the difference does. Without bounds (NaN) where
+    the reference's own mean cannot be told from zero.
+    """
+    a, b = float(values.mean()), float(reference.mean())
+    if not np.isfinite([a, b]).all() or b == 0.0:
+        return Interval(np.nan, np.nan, np.nan)
+    ratio = a / b
+    t = _quantile(values - ratio * reference)
+    square = b * b - t * t * _variance(reference, reference)
+    middle = a * b - t * t * _variance(values, reference)
+    root = middle * middle - square * (a * a - t * t * _variance(values, values))
+    if not square > 0.0 or not np.isfinite(root):
+        return Interval(ratio - 1.0, np.nan, np.nan)
+    half = float(np.sqrt(max(0.0, root)))
+    return Interval(ratio - 1.0, (middle - half) / square - 1.0, (middle + half) / square - 1.0)
+
+
+def _variance(x: Array, y: Array) -> float:
+    """Covariance of the means of ``x`` and ``y``, shape (W, C), from their windows."""
+    windows, scenarios = x.shape
+    if windows < 2:
+        return np.nan
+    products = ((x - x.mean(axis=0)) * (y - y.mean(axis=0))).sum(axis=0) / (windows - 1)
+    return float(products.sum()) / (windows * scenarios**2)
+
+
+def _quantile(values: Array) -> float:
+    """Student's two-sided 95 % quantile for a mean over windows (W) and scenarios (C); NaN for too few windows."""
+    windows, _ = values.shape
+    if windows < MIN_WINDOWS:
+        return np.nan
+    spread = values.var(axis=0, ddof=1)
+    if not np.isfinite(spread).all():
+        return np.nan
+    worth = float((spread**2).sum())
+    freedom = (windows - 1) * (float(spread.sum()) ** 2 / worth if worth > 0.0 else 1.0)
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2.0, freedom))
+
+
+def places(scores: Scores, *, lower_is_better: bool) -> list[int]:
+    """Place of each policy: 1 + the number of policies that are significantly better.
+
+    A policy is significantly better than another when the paired interval of their difference excludes 0. So
+    policies that nothing tells apart share a place, and a place is lost only to a shown difference. A policy with
+    a missing figure comes after all complete ones.
+
+    Returns
+    -------
+    list of int, length P
+    """
+    complete = scores.complete
+    sign = 1.0 if lower_is_better else -1.0
+
+    def beats(i: int, j: int) -> bool:
+        return bool(complete[i]) and mean_interval(sign * (scores.values[i] - scores.values[j])).high < 0.0
+
+    everyone = range(len(scores.policies))
+    last = 1 + int(complete.sum())
+    return [1 + sum(beats(j, i) for j in everyone) if complete[i] else last for i in everyone]

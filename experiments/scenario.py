@@ -1,0 +1,166 @@
+"""What a comparison needs beside a fleet and its traffic: parts, independent test windows, the charge of a failure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from omegaconf import DictConfig
+
+from fleetgym.envs.cluster.metrics import find_ranking
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.routing.batch import RoutingConfig
+from fleetgym.experiments.config import spec
+
+PartName = Literal["train", "validate", "test"]
+WindowKind = Literal["recorded", "generated", "bootstrap"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What differs from ``env`` and ``workload`` in one part; null: as there.
+
+    Attributes
+    ----------
+    load, available, num_requests : optional
+        As the environment's arguments of these names.
+    workload : mapping
+        Fields that replace those of the workload.
+    """
+
+    load: Any = None
+    available: Any = None
+    num_requests: int | None = None
+    workload: Any = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.workload is not None and not isinstance(self.workload, dict):
+            raise UserError(f"workload={self.workload!r}: expected fields of the workload")
+
+    def environment(self) -> dict[str, Any]:
+        """Return the arguments of the environment that this part replaces."""
+        own = {"load": self.load, "available": self.available, "num_requests": self.num_requests}
+        return {name: value for name, value in own.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where a policy learns, where its best model is chosen, and where it is judged; they share no request."""
+
+    train: Part
+    validate: Part
+    test: Part
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What makes two results comparable; one file of ``conf/scenario`` (`conf/scenario/routing/azure.yaml`).
+
+    Attributes
+    ----------
+    name : str
+    failure_s : float
+        Latency that every rejected or unfinished request is charged, in figures and in rewards: the same for every
+        policy, and larger than what the worst sensible one gives a request that it serves.
+    rank_by : str
+        Failure-aware figure that decides places and the best model (`fleetgym.envs.cluster.metrics.RANKING`).
+    windows : int or None
+        Independent test episodes; None: as many disjoint ones as the recorded test part holds.
+    beyond_windows : {"refuse", "bootstrap"}
+        What to do when more are asked for than the part holds: refuse, or resample all in blocks of its requests.
+    parts : Parts
+    """
+
+    name: str
+    failure_s: float
+    rank_by: str
+    windows: int | None
+    beyond_windows: Literal["refuse", "bootstrap"]
+    parts: Parts
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.failure_s < math.inf:
+            raise UserError(f"failure_s={self.failure_s!r}: must be a positive number of seconds")
+        if self.windows is not None and self.windows < 1:
+            raise UserError(f"windows={self.windows!r}: must be at least 1, or null")
+        find_ranking(self.rank_by)
+
+
+def scenario_of(cfg: DictConfig) -> Scenario:
+    """Build and check ``cfg.scenario``."""
+    return spec(Scenario, cfg.scenario, "scenario")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The test episodes of a comparison.
+
+    Attributes
+    ----------
+    numbers : tuple of int
+        Each names one episode: a disjoint window of a recording, else the seed of what is drawn.
+    kind : {"recorded", "generated", "bootstrap"}
+    """
+
+    numbers: tuple[int, ...]
+    kind: WindowKind
+
+    @property
+    def text(self) -> str:
+        """What the windows are, for a reader of the figures."""
+        count = len(self.numbers)
+        if self.kind == "recorded":
+            return "one recorded window" if count == 1 else f"{count} disjoint recorded windows"
+        if self.kind == "generated":
+            return f"{count} generated windows, each drawn afresh"
+        return f"{count} windows resampled in blocks from one recording: intervals know no traffic beyond it"
+
+
+def plan_windows(
+    problem: RoutingConfig, scenario: Scenario, chosen: Sequence[int] | int | None = None
+) -> tuple[RoutingConfig, Windows]:
+    """Choose the test episodes, no two of which share a request.
+
+    Parameters
+    ----------
+    problem : RoutingConfig
+        Of the test part.
+    scenario : Scenario
+    chosen : sequence of int or int, optional
+        Windows by number, or how many; by default what the scenario says.
+
+    Returns
+    -------
+    problem : RoutingConfig
+        The same, its workload resampled where that was asked for.
+    windows : Windows
+
+    Raises
+    ------
+    UserError
+        More than the test part holds, and the scenario refuses that.
+    """
+    held = problem.workload.num_windows(problem.num_requests)
+    wanted = chosen if chosen is not None else scenario.windows
+    if wanted is None and held is None:
+        raise UserError("scenario.windows=null: this traffic is drawn afresh and never ends; must be at least 1")
+    numbers = tuple(range(held if wanted is None else wanted)) if isinstance(wanted, int | None) else tuple(wanted)  # type: ignore[arg-type]
+    if held is None:
+        recorded = getattr(problem.workload, "window", None) == "bootstrap"
+        return problem, Windows(numbers, "bootstrap" if recorded else "generated")
+    if max(numbers) < held:
+        return problem, Windows(numbers, "recorded")
+    if scenario.beyond_windows == "refuse":
+        length = problem.num_requests or problem.workload.num_requests or "all"
+        raise UserError(
+            f"windows={_shown(wanted)}: the test part holds {held} disjoint windows of {length} requests "
+            f"(numbers 0 to {held - 1}); ask for fewer, lower env.num_requests, or resample its requests with "
+            "scenario.beyond_windows=bootstrap"
+        )
+    return replace(problem, workload=replace(problem.workload, window="bootstrap")), Windows(numbers, "bootstrap")  # type: ignore[call-arg]
+
+
+def _shown(wanted: Sequence[int] | int | None) -> str:
+    return str(wanted) if isinstance(wanted, int | None) else str(list(wanted))
