@@ -8,14 +8,15 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 _USE = """```python
-from fleetgym.agents.bundle import load  # needs numpy and onnxruntime
+from fleetgym.agents.bundle import load  # of the fleetgym package; imports numpy and onnxruntime, not torch
 
 policy = load("path/to/this/folder", tie_break="random")
 action = policy.act(observation, mask)  # (B, N, F) float32 in the units below, (B, N) bool -> (B,) int64
 ```
 
-Any ONNX runtime can use `policy.onnx` (inputs `obs`, `mask`; outputs `scores`, `action`); normalisation,
-unknown values (NaN) and the mask are inside. `weights.safetensors` holds the same network as plain tensors,
+Any ONNX runtime can use `policy.onnx` by itself (inputs `obs`, `mask`; outputs `scores`, `action`); normalisation,
+unknown values (NaN) and the mask are inside. **A mask without any instance to choose is answered with action 0 there**:
+check for it before. The loader above refuses it. `weights.safetensors` holds the same network as plain tensors,
 `parity.safetensors` recorded decisions to test another implementation with, `manifest.json` everything else."""
 
 

@@ -66,14 +66,15 @@ def evaluation_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise UserError(f"evaluation={str(path)!r}: not a readable leaderboard.json: {error}") from None
     try:
-        metric, seeds = table["main_metric"], len(table["seeds"])
+        metric, scenario = table["rank_by"], table["scenario"]
         return [
             {
+                "scenario": scenario["name"],
                 "place": entry["place"],
                 "policy": entry["policy"],
                 "kind": entry["kind"],
                 **{f"{metric} ({part})": value for part, value in entry["main"].items()},
-                "seeds": seeds,
+                "windows": scenario["windows"],
             }
             for entry in table["entries"]
         ]

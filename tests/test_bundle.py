@@ -201,6 +201,14 @@ def test_wrong_arguments_are_refused(bundle: Path) -> None:
             policy.act(o, m)
 
 
+def test_the_bare_graph_answers_a_mask_without_a_choice_with_0_and_the_card_says_so(bundle: Path) -> None:
+    session = onnxruntime.InferenceSession(bundle / "policy.onnx")
+    observation, mask = observations(2, 3)
+    (action,) = session.run(["action"], {"obs": observation, "mask": np.zeros_like(mask)})
+    assert action.tolist() == [0, 0]
+    assert "without any instance to choose is answered with action 0" in (bundle / "README.md").read_text()
+
+
 def test_manifest_and_model_card_say_what_a_router_must_know(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     features = {f["name"]: f for f in manifest["observation"]["features"]}
@@ -312,10 +320,11 @@ def test_commands_export_verify_and_tell_a_changed_decision(tmp_path: Path) -> N
 def test_model_card_takes_the_rows_of_a_leaderboard(bundle: Path, tmp_path: Path) -> None:
     board = tmp_path / "leaderboard.json"
     entry = {"place": 1, "policy": "ppo", "kind": "learned", "main": {"estimate": 4.5, "low": 4.1, "high": 4.8}}
-    board.write_text(json.dumps({"main_metric": "e2e_s.mean", "seeds": [0, 1, 2], "entries": [entry]}))
+    about = {"name": "routing/azure", "windows": "7 disjoint recorded windows"}
+    board.write_text(json.dumps({"rank_by": "e2e_charged_s.mean", "scenario": about, "entries": [entry]}))
     source = dataclasses.replace(from_heuristic("least_kv"), evaluation=evaluation_rows(board))
     readme = (write_bundle(tmp_path / "b", source) / "README.md").read_text()
-    assert "| 1 | ppo | learned | 4.5 | 4.1 | 4.8 | 3 |" in readme
+    assert "| routing/azure | 1 | ppo | learned | 4.5 | 4.1 | 4.8 | 7 disjoint recorded windows |" in readme
     board.write_text("[1]")
     with pytest.raises(UserError, match="not what `fleetgym leaderboard` writes"):
         evaluation_rows(board)
