@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.options import EvaluateOptions, read_options
 from fleetgym.experiments.problem import make_policy, routing_problem
 from fleetgym.experiments.report.tables import print_summary
 from fleetgym.experiments.rollout import run_policies
@@ -19,9 +19,10 @@ from fleetgym.experiments.run import RunFolder
 @command("evaluate")
 def main(cfg: DictConfig) -> float | None:
     """Evaluate on ``episodes`` seeds of the test split; return the mean E2E latency in seconds."""
+    options = read_options(EvaluateOptions, cfg)
     problem = routing_problem(cfg, "test")
-    policy = make_policy(plain(cfg.policy), checkpoint=cfg.checkpoint, bundle=cfg.bundle)
-    seeds = list(range(cfg.seed, cfg.seed + cfg.episodes))
+    policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle)
+    seeds = list(range(options.seed, options.seed + options.episodes))
     with RunFolder.from_hydra(cfg) as run:
         episodes = run_policies(problem, [policy], seeds)
         rows = [{"seed": e.seed, **flatten(e.summary(problem))} for e in episodes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ from omegaconf import DictConfig
 from fleetgym.baselines import Policy, make_heuristic
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.routing.batch import RoutingConfig, resolve
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.config import plain, spec
+from fleetgym.experiments.options import EnvOptions
 
 Part = Literal["train", "validate", "test"]
 _SPLIT_KEYS = ("load", "available", "num_requests", "workload")
@@ -26,7 +28,7 @@ def routing_problem(cfg: DictConfig, part: Part | None = None) -> RoutingConfig:
     UserError
         Naming the field, the value and what is allowed.
     """
-    values: dict[str, Any] = dict(plain(cfg.env))
+    values: dict[str, Any] = asdict(spec(EnvOptions, cfg.env, "env"))
     values.pop("id")
     workload: dict[str, Any] = dict(plain(cfg.workload))
     if part is not None:
@@ -39,7 +41,7 @@ def routing_problem(cfg: DictConfig, part: Part | None = None) -> RoutingConfig:
     problem = resolve(
         cluster=plain(cfg.cluster),
         workload=workload,
-        reward=plain(cfg.reward),
+        reward=plain(cfg.get("reward")),  # only training earns one
         slo=plain(cfg.slo),
         engine=cfg.engine,
         **values,

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.options import SimulateOptions, read_options
 from fleetgym.experiments.problem import make_policy, routing_problem
 from fleetgym.experiments.report.plots import run_plots
 from fleetgym.experiments.report.tables import print_summary
@@ -20,10 +20,11 @@ from fleetgym.experiments.run import RunFolder
 @command("simulate")
 def main(cfg: DictConfig) -> float | None:
     """Simulate one episode; return its mean E2E latency in seconds."""
+    options = read_options(SimulateOptions, cfg)
     problem = routing_problem(cfg)
-    policy = make_policy(plain(cfg.policy), checkpoint=cfg.checkpoint, bundle=cfg.bundle)
+    policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle)
     with RunFolder.from_hydra(cfg) as run:
-        (episode,) = run_policies(problem, [policy], [cfg.seed])
+        (episode,) = run_policies(problem, [policy], [options.seed])
         summary: dict[str, Any] = episode.summary(problem)
         columns = episode.requests(problem)
         run.write_metrics(summary)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from fleetgym.experiments.cli import command
 from fleetgym.experiments.config import plain, spec
+from fleetgym.experiments.options import TrainOptions, read_options
 from fleetgym.experiments.problem import routing_problem
 from fleetgym.experiments.run import RunFolder, git_state, versions
 
@@ -26,14 +27,21 @@ def main(cfg: DictConfig) -> float | None:
     from fleetgym.experiments.loggers import make_logger, sb3_logger
     from fleetgym.experiments.report.plots import training_curve
 
+    options = read_options(TrainOptions, cfg)
     agent = spec(AgentSpec, cfg.agent, "agent")
     plan = TrainSpec(
-        cfg.total_timesteps, cfg.eval_every_timesteps, cfg.eval_episodes, cfg.checkpoint_every_timesteps, cfg.select_by
+        options.total_timesteps,
+        options.eval_every_timesteps,
+        options.eval_episodes,
+        options.checkpoint_every_timesteps,
+        options.select_by,
     )
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
-    torch.set_num_threads(cfg.torch_threads)
+    torch.set_num_threads(options.torch_threads)
     with RunFolder.from_hydra(cfg) as run:
-        with make_logger(plain(cfg.logger), run.path, config=plain(cfg), job_type="train", group=cfg.name) as logger:
+        with make_logger(
+            plain(cfg.logger), run.path, config=plain(cfg), job_type="train", group=options.name
+        ) as logger:
             _, history = train(
                 agent,
                 problem,
@@ -41,15 +49,15 @@ def main(cfg: DictConfig) -> float | None:
                 plan,
                 run.path,
                 card(cfg, agent, problem),
-                seed=cfg.seed,
-                resume=cfg.resume,
-                progress_bar=cfg.progress_bar,
+                seed=options.seed,
+                resume=options.resume,
+                progress_bar=options.progress_bar,
                 prepare=lambda model: model.set_logger(sb3_logger(logger)),
             )
         best = max(history, key=lambda row: SELECT_BY[cfg.select_by] * row[cfg.select_by])
         run.write_metrics({"total_timesteps": int(history[-1]["timesteps"]), "best": best, "held_out": history})
         training_curve(run.path, history)
-        _remember(cfg.name, run.path)
+        _remember(options.name, run.path)
         print(
             f"best held-out mean E2E {best['mean_e2e_s']:.4f} s at {best['timesteps']:.0f} steps "
             f"(untrained: {history[0]['mean_e2e_s']:.4f} s)"

@@ -102,9 +102,12 @@ def resolve(
     source = DEFAULT_WORKLOAD if workload is None else workload
     if num_requests is not None and num_requests < 2:
         raise UserError(f"num_requests={num_requests}: must be at least 2")
+    source = make_workload(source) if isinstance(source, Mapping) else source
+    if load is not None and (source.rate_rps or source.rate_scale or source.rate_scale_range):
+        raise UserError(f"{source.rate_setting}: load={load!r} sets the rate of arrivals; one of the two must be null")
     return RoutingConfig(
         cluster=spec,
-        workload=make_workload(source) if isinstance(source, Mapping) else source,
+        workload=source,
         num_requests=num_requests,
         load=_pair("load", load, 0.01, 10.0),
         available=_pair("available", available, 1, spec.num_instances),
