@@ -23,7 +23,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     values : Mapping[str, Any]
         Field values; nested mappings are built recursively where the field is itself a dataclass.
     where : str
-        Path shown in messages, e.g. ``"cluster.instances[2]"``.
+        Path shown in messages, e.g. ``"cluster.instances[2]"``; empty for fields at the top.
 
     Raises
     ------
@@ -33,19 +33,23 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     if not isinstance(values, Mapping):
         raise UserError(f"{where}={values!r}: expected a mapping of fields")
     hints = typing.get_type_hints(cls)
+    at = f"{where}." if where else ""
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise UserError(f"{where}.{name}: unknown field{did_you_mean(name, fields)}")
-    kwargs = {name: _convert(hints[name], values[name], f"{where}.{name}") for name in fields if name in values}
+            raise UserError(f"{at}{name}: unknown field{did_you_mean(name, fields)}")
+    kwargs = {name: _convert(hints[name], values[name], f"{at}{name}") for name in fields if name in values}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in kwargs:
-            raise UserError(f"{where}.{name}: missing; this field has no default")
+            raise UserError(f"{at}{name}: missing; this field has no default")
     try:
         return cls(**kwargs)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -56,20 +60,51 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         options = typing.get_args(hint)
         if value is None and type(None) in options:
             return None
-        return _convert(next(o for o in options if o is not type(None)), value, where)
+        options = tuple(option for option in options if option is not type(None))
+        fitting = [option for option in options if _looks_like(option, value)]
+        if len(options) > 1 and not fitting:
+            raise _unfit(where, value, " or ".join(map(_described, options)))
+        return _convert((fitting or options)[0], value, where)
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             raise UserError(f"{where}={value!r}: unknown{did_you_mean(value, map(str, typing.get_args(hint)))}")
         return value
     if origin is tuple:
         element = typing.get_args(hint)[0]
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise UserError(f"{where}={value!r}: expected a list")
+        if isinstance(value, str) and _looks_like(element, value):
+            value = (value,)  # a lone name is a list of one
+        if isinstance(value, (str, Mapping)) or not hasattr(value, "__iter__"):
+            raise _unfit(where, value, _described(hint))
         return tuple(_convert(element, item, f"{where}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is not bool and isinstance(value, bool))):
-        raise UserError(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
-    return value
+    if not _looks_like(hint, value):
+        raise _unfit(where, value, _described(hint))
+    return float(value) if hint is float else value
+
+
+def _looks_like(hint: Any, value: Any) -> bool:
+    """Whether ``value`` is of the kind of ``hint``; what it holds is not looked at."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_looks_like(option, value) for option in typing.get_args(hint))
+    if origin is tuple:
+        return isinstance(value, (list, tuple))
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, (Mapping, hint))  # type: ignore[arg-type]
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return not isinstance(hint, type) or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool)))
+
+
+def _described(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        return "a list"
+    return _NAMES.get(hint, "a mapping of fields")
+
+
+def _unfit(where: str, value: Any, expected: str) -> UserError:
+    got = "null" if value is None else type(value).__name__
+    return UserError(f"{where}={'null' if value is None else repr(value)}: expected {expected}, got {got}")

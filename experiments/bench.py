@@ -14,7 +14,8 @@ from fleetgym.experiments.benchmarks import environments, simulator, streaming
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, NotMeasuredError
 from fleetgym.experiments.benchmarks.page import draw, load_average, machine, page, print_results
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import cluster_spec, plain
+from fleetgym.experiments.config import cluster_spec
+from fleetgym.experiments.options import BenchOptions, read_options
 from fleetgym.experiments.run import RunFolder
 
 MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Figure]]] = {
@@ -46,9 +47,7 @@ def measure(bench: Bench, only: Sequence[str] | None = None, *, progress: bool =
     UserError
         A name in ``only`` that no measurement has.
     """
-    for name in only or ():
-        if name not in MEASUREMENTS:
-            raise UserError(f"only: {name!r} is unknown{did_you_mean(name, MEASUREMENTS)}")
+    _check_names(only)
     groups = bench.cluster.instances
     metrics: dict[str, Any] = {
         "machine": machine(),
@@ -75,17 +74,25 @@ def measure(bench: Bench, only: Sequence[str] | None = None, *, progress: bool =
     return metrics
 
 
+def _check_names(only: Sequence[str] | None) -> None:
+    if only is not None and not only:
+        raise UserError(f"only=[]: must name a measurement (allowed: {', '.join(MEASUREMENTS)}), or be null for all")
+    for name in only or ():
+        if name not in MEASUREMENTS:
+            raise UserError(f"only={name!r}: unknown{did_you_mean(name, MEASUREMENTS)}")
+
+
 @command("bench")
 def main(cfg: DictConfig) -> None:
     """Measure, print the table, and leave metrics.json, bench.png and performance.md.
 
     Unlike those of other commands, these metrics are measurements: they differ from run to run.
     """
-    bench = Bench(cluster_spec(cfg), seed=cfg.seed, repeats=cfg.repeats, quick=cfg.quick)
-    only = plain(cfg.only)
-    only = [only] if isinstance(only, str) else only
+    options = read_options(BenchOptions, cfg)
+    _check_names(options.only)
+    bench = Bench(cluster_spec(cfg), seed=options.seed, repeats=options.repeats, quick=options.quick)
     with RunFolder.from_hydra(cfg) as run:
-        metrics = measure(bench, only)
+        metrics = measure(bench, options.only)
         run.write_metrics(metrics)
         run.write_text("performance.md", page(metrics))
         draw(metrics, run.path / "bench.png")

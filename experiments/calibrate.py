@@ -13,6 +13,7 @@ from scipy.optimize import brentq  # type: ignore[import-untyped]
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.cli import command
 from fleetgym.experiments.fidelity import Replay, replay_from
+from fleetgym.experiments.options import CalibrateOptions, read_options
 from fleetgym.experiments.run import RunFolder
 from fleetgym.experiments.validate import print_errors, print_facts
 
@@ -23,6 +24,7 @@ TOLERANCE = 1e-4
 @command("calibrate")
 def main(cfg: DictConfig) -> float | None:
     """Fit on the first half of the requests; return the error of the second half's mean E2E in percent."""
+    read_options(CalibrateOptions, cfg)
     replay = replay_from(cfg)
     first, second = halves(replay)
     with RunFolder.from_hydra(cfg) as run:

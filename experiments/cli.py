@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fleetgym.envs.errors import UserError, did_you_mean
@@ -58,7 +59,8 @@ class Task:
         try:
             return self._body(cfg)
         except Exception as error:  # noqa: BLE001 every failure must leave as an exit code
-            if (line := _user_line(error)) is not None:
+            if (line := user_line(error)) is not None:
+                _remove_empty_run_folder()
                 raise CommandFailed(line, 2) from None
             raise CommandFailed(traceback.format_exc(), 1) from None
 
@@ -73,6 +75,21 @@ def _load_task(module: str, name: str) -> Task:
     task = getattr(importlib.import_module(module), name).task
     assert isinstance(task, Task)
     return task
+
+
+def _remove_empty_run_folder() -> None:
+    """Remove what Hydra made for a job that was refused: empty folders below the current one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return
+    here = Path.cwd()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    while folder != here and not any(folder.iterdir()):
+        folder.rmdir()
+        if here not in folder.parents:
+            return
+        folder = folder.parent
 
 
 def command(config_name: str) -> Callable[[Body], Callable[..., float | None]]:
@@ -97,10 +114,12 @@ def command(config_name: str) -> Callable[[Body], Callable[..., float | None]]:
                 return body(cfg)
             import hydra
 
+            from fleetgym.experiments.config import check_choices
+
             run = hydra.main(version_base="1.3", config_path="pkg://fleetgym.conf", config_name=config_name)(task)
             # Otherwise Hydra prints errors in its own words and exits with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
-            if code := guard(run, config_name):
+            if code := guard(check_choices) or guard(run, config_name):
                 raise SystemExit(code)
             return None
 
@@ -121,13 +140,13 @@ def guard(call: Callable[[], Any], config_name: str | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:  # noqa: BLE001 every failure must become an exit code
-        line = _user_line(error, config_name)
+        line = user_line(error, config_name)
         print(line if line is not None else traceback.format_exc().rstrip(), file=sys.stderr)
         return 1 if line is None else 2
     return 0
 
 
-def _user_line(error: Exception, config_name: str | None = None) -> str | None:
+def user_line(error: Exception, config_name: str | None = None) -> str | None:
     """Return ``error: ...`` for what the user can mend, else None.
 
     An OSError counts only where it comes from Hydra (``config_name`` is given), which then could not make the run folder.

@@ -9,23 +9,24 @@ from rich.console import Console
 
 from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.options import EvaluateOptions, read_options
 from fleetgym.experiments.problem import make_policy, routing_problem
 from fleetgym.experiments.report.tables import print_summary
 from fleetgym.experiments.rollout import check_failure_s, run_policies
 from fleetgym.experiments.run import RunFolder
-from fleetgym.experiments.scenario import plan_windows, scenario_of
+from fleetgym.experiments.scenario import plan_windows
 
 
 @command("evaluate")
 def main(cfg: DictConfig) -> float | None:
     """Evaluate on windows of the test part; return the mean of the figure that the scenario ranks by."""
-    scenario = scenario_of(cfg)
-    problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, cfg.episodes)
-    policy = make_policy(plain(cfg.policy), checkpoint=cfg.checkpoint, bundle=cfg.bundle)
+    options = read_options(EvaluateOptions, cfg)
+    scenario = options.scenario
+    problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, options.episodes)
+    policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle)
     check_failure_s(problem, windows)
     with RunFolder.from_hydra(cfg) as run:
-        episodes = run_policies(problem, [policy], windows, seed=cfg.seed)
+        episodes = run_policies(problem, [policy], windows, seed=options.seed)
         rows = [{"window": e.window, **flatten(e.summary(problem))} for e in episodes]
         keys = [key for key, value in rows[0].items() if isinstance(value, (int, float)) and key != "window"]
         mean = {key: _mean([row[key] for row in rows]) for key in keys}

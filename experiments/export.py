@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.cli import command
 from fleetgym.experiments.config import plain
+from fleetgym.experiments.options import ExportOptions, read_options
 from fleetgym.experiments.run import RunFolder, git_state, versions
 
 
@@ -25,26 +26,26 @@ def main(cfg: DictConfig) -> float | None:
     from fleetgym.agents.export import from_checkpoint, from_heuristic, write_bundle
     from fleetgym.envs.fingerprint import routing_fingerprint
 
-    policy = cfg.get("policy")
-    if (cfg.checkpoint is None) == (policy is None):
+    options = read_options(ExportOptions, cfg)
+    if (options.checkpoint is None) == (options.policy is None):
         raise UserError("give either checkpoint=PATH or policy=NAME (a heuristic)")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
-        if cfg.checkpoint is not None:
-            source = from_checkpoint(cfg.checkpoint, routing_fingerprint())
+        if options.checkpoint is not None:
+            source = from_checkpoint(options.checkpoint, routing_fingerprint())
         else:
             state = git_state() or {}
             source = dataclasses.replace(
-                from_heuristic(str(policy.name), plain(cfg)),
+                from_heuristic(str((options.policy or {}).get("name")), plain(cfg)),
                 versions=versions(),
                 git_revision=str(state.get("revision", "")) + ("-dirty" if state.get("dirty") else ""),
             )
     for warning in caught:
         print(f"warning: {warning.message}")
-    if cfg.evaluation is not None:
-        source = dataclasses.replace(source, evaluation=evaluation_rows(Path(cfg.evaluation)))
+    if options.evaluation is not None:
+        source = dataclasses.replace(source, evaluation=evaluation_rows(Path(options.evaluation)))
     with RunFolder.from_hydra(cfg) as run:
-        folder = write_bundle(run.path / "bundle" if cfg.bundle is None else cfg.bundle, source)
+        folder = write_bundle(run.path / "bundle" if options.bundle is None else options.bundle, source)
         report = verify(folder)
         run.write_metrics(report)
         print_report(report)

@@ -9,16 +9,18 @@ from fleetgym.agents.bundle_verify import TOLERANCE, verify
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.cli import CommandFailed, command
 from fleetgym.experiments.export import print_report
+from fleetgym.experiments.options import ExportVerifyOptions, read_options
 from fleetgym.experiments.run import RunFolder
 
 
 @command("export_verify")
 def main(cfg: DictConfig) -> float | None:
     """Verify; return the largest relative score difference."""
+    folder = read_options(ExportVerifyOptions, cfg).bundle
     try:
-        report = verify(cfg.bundle)
+        report = verify(folder)
     except BundleError as error:
-        raise UserError(f"bundle={str(cfg.bundle)!r}: {error}") from None
+        raise UserError(f"bundle={folder!r}: {error}") from None
     with RunFolder.from_hydra(cfg) as run:
         run.write_metrics(report)
         print_report(report)

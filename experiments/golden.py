@@ -24,6 +24,7 @@ from fleetgym.envs.cluster.golden import (
 )
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.experiments.cli import command
+from fleetgym.experiments.options import GoldenOptions, read_options
 from fleetgym.experiments.run import RunFolder
 
 SHOWN_CHARACTERS = 160
@@ -32,15 +33,16 @@ SHOWN_CHARACTERS = 160
 @command("golden")
 def main(cfg: DictConfig) -> float | None:
     """Replay every case of a file; return the share that matched in every step."""
-    make_scheduler = scheduler_factory(cfg.engine)
-    for number, case in enumerate(load_cases(cfg.file), start=1):
-        check_case(case, f"{cfg.file}, line {number}")
-    report = replay_file(cfg.file, make_scheduler)
+    options = read_options(GoldenOptions, cfg)
+    make_scheduler = scheduler_factory(options.engine)
+    for number, case in enumerate(load_cases(options.file), start=1):
+        check_case(case, f"{options.file}, line {number}")
+    report = replay_file(options.file, make_scheduler)
     if not report.total + report.skipped:
-        raise UserError(f"file={cfg.file!r}: holds no case")
+        raise UserError(f"file={options.file!r}: holds no case")
     with RunFolder.from_hydra(cfg) as run:
         run.write_metrics(metrics_of(report))
-        print_report(report, Console(), f"{cfg.engine} against {cfg.file}")
+        print_report(report, Console(), f"{options.engine} against {options.file}")
         print(f"run folder: {run.path}")
     return report.matched / report.total if report.total else None
 

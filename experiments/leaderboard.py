@@ -18,23 +18,25 @@ from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingConfig
 from fleetgym.experiments.cli import command
 from fleetgym.experiments.config import plain
+from fleetgym.experiments.options import LeaderboardOptions, read_options
 from fleetgym.experiments.problem import exported, learned, make_policy, routing_problem
 from fleetgym.experiments.report import print_table, write_leaderboard
 from fleetgym.experiments.rollout import Episode, check_failure_s, run_policies
 from fleetgym.experiments.run import RunFolder, git_state, versions
-from fleetgym.experiments.scenario import Scenario, Windows, plan_windows, scenario_of
+from fleetgym.experiments.scenario import Scenario, Windows, plan_windows
 from fleetgym.experiments.train import latest_checkpoint
 
 
 @command("leaderboard")
 def main(cfg: DictConfig) -> float | None:
     """Rank; return the best policy's figure of those that the scenario ranks by."""
-    scenario = scenario_of(cfg)
-    problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, plain(cfg.seeds))
-    policies = collect(cfg)
+    options = read_options(LeaderboardOptions, cfg)
+    scenario = options.scenario
+    problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, options.seeds)
+    policies = collect(options)
     check_failure_s(problem, windows)
     with RunFolder.from_hydra(cfg) as run:
-        episodes = run_policies(problem, policies, windows, seed=cfg.seed)
+        episodes = run_policies(problem, policies, windows, seed=options.seed)
         rows = [
             {
                 "policy": e.policy,
@@ -74,35 +76,29 @@ def main(cfg: DictConfig) -> float | None:
     return table.entries[0].main.estimate
 
 
-def collect(cfg: DictConfig) -> list[Policy]:
-    """Build the heuristics, the trained and the exported policies that ``cfg`` names."""
-    policies = [make_policy(policy) for policy in plain(cfg.policies)]
-    for path in _checkpoints(cfg):
+def collect(options: LeaderboardOptions) -> list[Policy]:
+    """Build the heuristics, the trained and the exported policies that ``options`` name."""
+    policies = [make_policy(policy) for policy in options.policies]
+    for path in _checkpoints(options):
         policies.append(learned(path))
-    for path in _paths(cfg.bundle):
-        policies.append(exported(path))
+    for folder in options.bundle or ():
+        policies.append(exported(folder))
     _distinguish(policies)
     return policies
 
 
-def _checkpoints(cfg: DictConfig) -> list[Path]:
-    if cfg.checkpoint != "latest":
-        return _paths(cfg.checkpoint)
-    latest = latest_checkpoint(cfg.name)
+def _checkpoints(options: LeaderboardOptions) -> list[Path]:
+    if options.checkpoint != ("latest",):
+        return [Path(path) for path in options.checkpoint or ()]
+    latest = latest_checkpoint(options.name)
     if latest is None:
         print(
-            f"note: no training run called {cfg.name!r} was started from this directory, so that only heuristics are "
+            f"note: no training run called {options.name!r} was started from this directory, so that only heuristics are "
             f"ranked; train one, or give checkpoint=PATH"
         )
         return []
     print(f"trained policy: {latest}")
     return [latest]
-
-
-def _paths(value: Any) -> list[Path]:
-    if value is None:
-        return []
-    return [Path(str(v)) for v in (plain(value) if not isinstance(value, str) else [value])]
 
 
 def _distinguish(policies: Sequence[Policy]) -> None:

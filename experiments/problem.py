@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from omegaconf import DictConfig
 from fleetgym.baselines import Policy, make_heuristic
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingConfig, resolve
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.config import plain, spec
+from fleetgym.experiments.options import EnvOptions
 from fleetgym.experiments.scenario import PartName, scenario_of
 
 
@@ -24,7 +26,7 @@ def routing_problem(cfg: DictConfig, part: PartName | None = None) -> RoutingCon
     UserError
         Naming the field, the value and what is allowed.
     """
-    values: dict[str, Any] = dict(plain(cfg.env))
+    values: dict[str, Any] = asdict(spec(EnvOptions, cfg.env, "env"))
     values.pop("id")
     workload: dict[str, Any] = dict(plain(cfg.workload))
     if part is not None:
@@ -37,7 +39,7 @@ def routing_problem(cfg: DictConfig, part: PartName | None = None) -> RoutingCon
     problem = resolve(
         cluster=plain(cfg.cluster),
         workload=workload,
-        reward=plain(cfg.reward),
+        reward=plain(cfg.get("reward")),  # only training earns one
         slo=plain(cfg.slo),
         engine=cfg.engine,
         **values,

@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from fleetgym.envs.errors import UserError
+from fleetgym.experiments.config import task_overrides
 
 RESULT_FILES = ("metrics.json", "metrics.csv")
 
@@ -67,7 +68,7 @@ class RunFolder:
     def from_hydra(cls, config: Any) -> RunFolder:
         """Take the folder and the overrides of the running Hydra job."""
         hydra = HydraConfig.get()
-        return cls(hydra.runtime.output_dir, config, list(hydra.overrides.task))
+        return cls(hydra.runtime.output_dir, config, task_overrides(hydra))
 
     def __enter__(self) -> Self:
         self._start = datetime.now(UTC)

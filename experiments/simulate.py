@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.options import SimulateOptions, read_options
 from fleetgym.experiments.problem import make_policy, routing_problem
 from fleetgym.experiments.report.plots import run_plots
 from fleetgym.experiments.report.tables import print_summary
@@ -21,10 +21,11 @@ from fleetgym.experiments.scenario import Windows
 @command("simulate")
 def main(cfg: DictConfig) -> float | None:
     """Simulate one episode; return its mean E2E latency in seconds."""
+    options = read_options(SimulateOptions, cfg)
     problem = routing_problem(cfg)
-    policy = make_policy(plain(cfg.policy), checkpoint=cfg.checkpoint, bundle=cfg.bundle)
+    policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle)
     with RunFolder.from_hydra(cfg) as run:
-        (episode,) = run_policies(problem, [policy], Windows((cfg.seed,), "generated"))
+        (episode,) = run_policies(problem, [policy], Windows((options.seed,), "generated"))
         summary: dict[str, Any] = episode.summary(problem)
         columns = episode.requests(problem)
         run.write_metrics(summary)

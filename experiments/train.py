@@ -9,10 +9,11 @@ from omegaconf import DictConfig
 
 from fleetgym.experiments.cli import command
 from fleetgym.experiments.config import plain, spec
+from fleetgym.experiments.options import TrainOptions, read_options
 from fleetgym.experiments.problem import routing_problem
 from fleetgym.experiments.rollout import check_failure_s
 from fleetgym.experiments.run import RunFolder, git_state, versions
-from fleetgym.experiments.scenario import Windows, scenario_of
+from fleetgym.experiments.scenario import Windows
 
 LATEST = Path("outputs") / "latest"
 
@@ -28,16 +29,23 @@ def main(cfg: DictConfig) -> float | None:
     from fleetgym.experiments.loggers import make_logger, sb3_logger
     from fleetgym.experiments.report.plots import training_curve
 
+    options = read_options(TrainOptions, cfg)
     agent = spec(AgentSpec, cfg.agent, "agent")
-    rank_by = scenario_of(cfg).rank_by
+    rank_by = options.scenario.rank_by
     plan = TrainSpec(
-        cfg.total_timesteps, cfg.eval_every_timesteps, cfg.eval_episodes, cfg.checkpoint_every_timesteps, rank_by
+        options.total_timesteps,
+        options.eval_every_timesteps,
+        options.eval_episodes,
+        options.checkpoint_every_timesteps,
+        rank_by,
     )
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
-    check_failure_s(held_out, Windows(tuple(range(cfg.eval_episodes)), "generated"))
-    torch.set_num_threads(cfg.torch_threads)
+    check_failure_s(held_out, Windows(tuple(range(options.eval_episodes)), "generated"))
+    torch.set_num_threads(options.torch_threads)
     with RunFolder.from_hydra(cfg) as run:
-        with make_logger(plain(cfg.logger), run.path, config=plain(cfg), job_type="train", group=cfg.name) as logger:
+        with make_logger(
+            plain(cfg.logger), run.path, config=plain(cfg), job_type="train", group=options.name
+        ) as logger:
             _, history = train(
                 agent,
                 problem,
@@ -45,17 +53,17 @@ def main(cfg: DictConfig) -> float | None:
                 plan,
                 run.path,
                 card(cfg, agent, problem),
-                seed=cfg.seed,
-                resume=cfg.resume,
-                progress_bar=cfg.progress_bar,
+                seed=options.seed,
+                resume=options.resume,
+                progress_bar=options.progress_bar,
                 prepare=lambda model: model.set_logger(sb3_logger(logger)),
             )
         best = max(history, key=plan.worth)
         run.write_metrics({"total_timesteps": int(history[-1]["timesteps"]), "best": best, "held_out": history})
         training_curve(run.path, history)
-        _remember(cfg.name, run.path)
+        _remember(options.name, run.path)
         start = history[0]
-        before = "untrained" if cfg.resume is None else f"before, at {start['timesteps']:.0f} steps"
+        before = "untrained" if options.resume is None else f"before, at {start['timesteps']:.0f} steps"
         print(
             f"best held-out {rank_by} {best[rank_by]:.4g} at {best['timesteps']:.0f} steps "
             f"({before}: {start[rank_by]:.4g})"

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fleetgym.experiments.cli import command
 from fleetgym.experiments.fidelity import METRICS, STATISTICS, ErrorTable, Replay, replay_from
+from fleetgym.experiments.options import ValidateOptions, read_options
 from fleetgym.experiments.report.validation_page import write_validation
 from fleetgym.experiments.run import RunFolder
 
@@ -18,6 +19,7 @@ from fleetgym.experiments.run import RunFolder
 @command("validate")
 def main(cfg: DictConfig) -> float | None:
     """Compare with a measured run; return the absolute error of the mean E2E latency in percent."""
+    read_options(ValidateOptions, cfg)
     replay = replay_from(cfg)
     simulation = replay.simulate(load_at_s=load_times(replay))
     errors = replay.errors(simulation)

@@ -109,9 +109,12 @@ def resolve(
         raise UserError(f"num_requests={num_requests}: must be at least 2")
     if isinstance(failure_s, bool) or not isinstance(failure_s, (int, float)) or not 0.0 < failure_s < math.inf:
         raise UserError(f"failure_s={failure_s!r}: must be a positive number of seconds")
+    source = make_workload(source) if isinstance(source, Mapping) else source
+    if load is not None and (source.rate_rps or source.rate_scale or source.rate_scale_range):
+        raise UserError(f"{source.rate_setting}: load={load!r} sets the rate of arrivals; one of the two must be null")
     return RoutingConfig(
         cluster=spec,
-        workload=make_workload(source) if isinstance(source, Mapping) else source,
+        workload=source,
         num_requests=num_requests,
         load=_pair("load", load, 0.01, 10.0),
         available=_pair("available", available, 1, spec.num_instances),

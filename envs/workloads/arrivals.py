@@ -11,7 +11,27 @@ from numpy.typing import NDArray
 
 from fleetgym.envs.errors import UserError
 
+LAST_ARRIVAL_NS = 2**62  # leaves as much again, 146 years, for what arrives last
 _CELLS_PER_DRIFT = 10  # grid cells of the rate per correlation time
+_MOST_DRIFTS = 100_000  # correlation times of one episode: each costs memory however few requests it holds
+
+
+def whole_ns(times_ns: NDArray[np.float64], rate: str) -> NDArray[np.int64]:
+    """Round ascending arrival times to whole nanoseconds.
+
+    Raises
+    ------
+    UserError
+        The last is at 2**62 ns or later; the message begins with ``rate``, the setting that asks for it.
+    """
+    last_ns = float(times_ns[-1])
+    if not last_ns < LAST_ARRIVAL_NS:
+        raise UserError(
+            f"{rate}: too slow: {len(times_ns)} arrivals would take {last_ns * 1e-9:.3g} s; must be less than "
+            f"2^62 ns ({LAST_ARRIVAL_NS * 1e-9:.3g} s)"
+        )
+    whole: NDArray[np.int64] = np.rint(times_ns).astype(np.int64)
+    return whole
 
 
 @dataclass(frozen=True)
@@ -55,25 +75,39 @@ class Arrivals:
         if self.process == "recorded" and self.drift_cv:
             raise UserError(f"drift_cv={self.drift_cv!r}: recorded arrivals have their own drift; must be 0")
 
-    def sample_ns(self, rng: np.random.Generator, count: int, rate_rps: float) -> NDArray[np.int64]:
+    def sample_ns(
+        self, rng: np.random.Generator, count: int, rate_rps: float, rate: str | None = None
+    ) -> NDArray[np.int64]:
         """Draw ``count`` arrival times in ns, the first one 0, at a mean rate of ``rate_rps`` per second.
+
+        ``rate`` is the setting that a message names; by default ``rate_rps``.
 
         Raises
         ------
         UserError
-            The process is ``recorded``.
+            The process is ``recorded``, or so slow that the times leave 2**62 ns.
         """
         if self.process == "recorded":
             raise UserError("arrivals.process='recorded': there is nothing recorded; allowed: poisson, gamma, ...")
+        rate = rate or f"rate_rps={rate_rps!r}"
+        span_s = count / rate_rps if rate_rps > 0.0 else math.inf
+        if self.drift_s is not None and span_s / self.drift_s > _MOST_DRIFTS:
+            raise UserError(
+                f"{rate}: too slow: {count} arrivals would take {span_s:.3g} s; must be at most {_MOST_DRIFTS:,} times "
+                f"drift_s={self.drift_s!r}"
+            )
         if self.process == "deterministic":
             times = np.arange(count, dtype=np.float64)
         elif self.cv is None:
             times = np.cumsum(rng.standard_exponential(count))
         else:
             times = np.cumsum(rng.gamma(self.cv**-2, self.cv**2, count))
-        times = self._warp(rng, times, rate_rps) if self.drift_cv else times / rate_rps
-        offsets: NDArray[np.int64] = np.rint((times - times[0]) * 1e9).astype(np.int64)
-        return offsets
+        if self.drift_cv:
+            times = self._warp(rng, times, rate_rps)
+        else:
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # `whole_ns` refuses what comes out
+                times = times / np.float64(rate_rps)
+        return whole_ns((times - times[0]) * 1e9, rate)
 
     def _warp(self, rng: np.random.Generator, times: NDArray[np.float64], rate_rps: float) -> NDArray[np.float64]:
         """Map unit-rate ``times`` to seconds through the inverse of the cumulative drifting rate."""

@@ -59,6 +59,14 @@ class Workload(ABC):
         """Mean arrival rate of episodes in requests per second, before ``rate_scale_range``."""
         return self.rate_rps if self.rate_rps is not None else self.native_rate_rps * (self.rate_scale or 1.0)
 
+    @property
+    def rate_setting(self) -> str:
+        """The setting that decides the rate of episodes, as messages name it."""
+        for name in ("rate_rps", "rate_scale", "rate_scale_range"):
+            if (value := getattr(self, name)) is not None:
+                return f"workload.{name}={list(value) if isinstance(value, tuple) else value!r}"
+        return f"workload: native rate {self.native_rate_rps:g}/s"
+
     def num_windows(self, num_requests: int | None = None) -> int | None:
         """How many episodes of ``num_requests`` there are that share no request; None: each is drawn afresh."""
         return None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.workloads.arrivals import Arrivals
+from fleetgym.envs.workloads.arrivals import Arrivals, whole_ns
 from fleetgym.envs.workloads.base import Workload
 from fleetgym.envs.workloads.data import locate
 from fleetgym.envs.workloads.readers import MOONCAKE_BLOCK_TOKENS, read_azure, read_cached, read_jsonl, read_mooncake
@@ -120,12 +120,14 @@ class Replay(Workload):
 
     def _retime(self, rows: NDArray[np.void], rng: np.random.Generator) -> None:
         if self.arrivals.process != "recorded":
-            rows["arrival_ns"] = self.arrivals.sample_ns(rng, len(rows), self.draw_rate_rps(rng))
+            rows["arrival_ns"] = self.arrivals.sample_ns(rng, len(rows), self.draw_rate_rps(rng), self.rate_setting)
             return
         times = rows["arrival_ns"] - rows["arrival_ns"][0]
         if self.rate_rps or self.rate_scale or self.rate_scale_range:
             # One correctly rounded division keeps equal gaps equal and the order of arrivals.
-            times = np.rint(times / (self.draw_rate_rps(rng) / self.native_rate_rps)).astype(np.int64)
+            speedup = np.float64(self.draw_rate_rps(rng) / self.native_rate_rps)
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+                times = whole_ns(times / speedup, self.rate_setting)
         rows["arrival_ns"] = times
 
 

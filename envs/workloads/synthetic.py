@@ -66,6 +66,6 @@ class Synthetic(Workload):
         if count is None or count < 1:
             raise UserError(f"num_requests={count!r}: a generator never ends; must be at least 1")
         arrivals = self.arrivals or find_profile(self.profile).arrivals
-        times = arrivals.sample_ns(rng, count, self.draw_rate_rps(rng))
+        times = arrivals.sample_ns(rng, count, self.draw_rate_rps(rng), self.rate_setting)
         prompts, outputs = self.lengths.sample(rng, count)
         return make_trace(times, prompts, outputs, name="synthetic")
