@@ -39,7 +39,8 @@ class _Fixed(Workload):
 @functools.cache
 def routing_fingerprint(engine: str = "kernel") -> str:
     """Digest of observations, rewards, masks and terms of a fixed rollout of ``fleetgym/Routing-v0``."""
-    tight = EngineArgs(num_gpu_blocks=700)
+    # All that has a default is stated, so that no default can change the digest.
+    tight = EngineArgs(max_num_batched_tokens=2048, max_num_seqs=256, num_gpu_blocks=700)
     groups = (
         InstanceSpec("RTXPRO6000", "Llama-3.1-8B", tier="A", count=2, engine=tight),
         InstanceSpec("RTX4090", "Llama-3.1-8B", tier="A", engine=tight),

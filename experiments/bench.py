@@ -14,7 +14,7 @@ from fleetgym.experiments.benchmarks import environments, simulator, streaming
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, NotMeasuredError
 from fleetgym.experiments.benchmarks.page import draw, load_average, machine, page, print_results
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import cluster_spec, plain
+from fleetgym.experiments.config import cluster_spec, note_estimates, plain
 from fleetgym.experiments.run import RunFolder
 
 MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Figure]]] = {
@@ -49,10 +49,9 @@ def measure(bench: Bench, only: Sequence[str] | None = None, *, progress: bool =
     for name in only or ():
         if name not in MEASUREMENTS:
             raise UserError(f"only: {name!r} is unknown{did_you_mean(name, MEASUREMENTS)}")
-    groups = bench.cluster.instances
     metrics: dict[str, Any] = {
         "machine": machine(),
-        "fleet": ", ".join(f"{g.count} x {g.gpu} {g.model} tp{g.tp}" for g in groups),
+        "fleet": bench.cluster.label,
         "repeats": bench.repeats,
         "quick": bench.quick,
         "floors": {},
@@ -82,6 +81,7 @@ def main(cfg: DictConfig) -> None:
     Unlike those of other commands, these metrics are measurements: they differ from run to run.
     """
     bench = Bench(cluster_spec(cfg), seed=cfg.seed, repeats=cfg.repeats, quick=cfg.quick)
+    note_estimates(bench.cluster)
     only = plain(cfg.only)
     only = [only] if isinstance(only, str) else only
     with RunFolder.from_hydra(cfg) as run:

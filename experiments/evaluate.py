@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.config import note_estimates, plain
 from fleetgym.experiments.problem import make_policy, routing_problem
 from fleetgym.experiments.report.tables import print_summary
 from fleetgym.experiments.rollout import run_policies
@@ -20,6 +20,7 @@ from fleetgym.experiments.run import RunFolder
 def main(cfg: DictConfig) -> float | None:
     """Evaluate on ``episodes`` seeds of the test split; return the mean E2E latency in seconds."""
     problem = routing_problem(cfg, "test")
+    note_estimates(problem.cluster)
     policy = make_policy(plain(cfg.policy), checkpoint=cfg.checkpoint, bundle=cfg.bundle)
     seeds = list(range(cfg.seed, cfg.seed + cfg.episodes))
     with RunFolder.from_hydra(cfg) as run:

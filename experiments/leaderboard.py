@@ -15,7 +15,7 @@ from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingConfig
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.config import note_estimates, plain
 from fleetgym.experiments.problem import exported, learned, make_policy, routing_problem
 from fleetgym.experiments.report import print_table, write_leaderboard
 from fleetgym.experiments.rollout import run_policies
@@ -27,6 +27,7 @@ from fleetgym.experiments.train import latest_checkpoint
 def main(cfg: DictConfig) -> float | None:
     """Rank; return the best mean E2E latency in seconds."""
     problem = routing_problem(cfg, "test")
+    note_estimates(problem.cluster)
     policies = collect(cfg)
     with RunFolder.from_hydra(cfg) as run:
         episodes = run_policies(problem, policies, list(cfg.seeds))
@@ -99,7 +100,7 @@ def _distinguish(policies: Sequence[Policy]) -> None:
 
 def scenario(cfg: DictConfig, problem: RoutingConfig) -> dict[str, Any]:
     """Return what the page says about the scenario."""
-    fleet = ", ".join(f"{g.count} x {g.gpu} {g.model} tp{g.tp}" for g in problem.cluster.instances)
+    fleet = problem.cluster.label
     workload = plain(cfg.workload)
     source = workload.get("dataset") or workload["kind"]
     load = "arrival times as the workload has them"
@@ -111,6 +112,7 @@ def scenario(cfg: DictConfig, problem: RoutingConfig) -> dict[str, Any]:
         "name": cfg.name,
         "description": f"{source} on {fleet}, offered load: {load}.",
         "fleet": fleet,
+        **({"not measured": "; ".join(problem.cluster.estimates)} if problem.cluster.estimates else {}),
         "load": load,
         "requests per seed": problem.num_requests or "all of the workload",
         "objectives": f"TTFT {problem.slo.ttft_s:g} s + {problem.slo.ttft_s_per_1k_prompt_tokens:g} s per 1,000 "

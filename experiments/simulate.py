@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.config import note_estimates, plain
 from fleetgym.experiments.problem import make_policy, routing_problem
 from fleetgym.experiments.report.plots import run_plots
 from fleetgym.experiments.report.tables import print_summary
@@ -21,6 +21,7 @@ from fleetgym.experiments.run import RunFolder
 def main(cfg: DictConfig) -> float | None:
     """Simulate one episode; return its mean E2E latency in seconds."""
     problem = routing_problem(cfg)
+    note_estimates(problem.cluster)
     policy = make_policy(plain(cfg.policy), checkpoint=cfg.checkpoint, bundle=cfg.bundle)
     with RunFolder.from_hydra(cfg) as run:
         (episode,) = run_policies(problem, [policy], [cfg.seed])

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain, spec
+from fleetgym.experiments.config import note_estimates, plain, spec
 from fleetgym.experiments.problem import routing_problem
 from fleetgym.experiments.run import RunFolder, git_state, versions
 
@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> float | None:
         cfg.total_timesteps, cfg.eval_every_timesteps, cfg.eval_episodes, cfg.checkpoint_every_timesteps, cfg.select_by
     )
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
+    note_estimates(problem.cluster)
     torch.set_num_threads(cfg.torch_threads)
     with RunFolder.from_hydra(cfg) as run:
         with make_logger(plain(cfg.logger), run.path, config=plain(cfg), job_type="train", group=cfg.name) as logger:

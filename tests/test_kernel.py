@@ -26,7 +26,8 @@ GOLDEN = HERE / "data" / "golden_public.jsonl.gz"
 
 
 def cluster(count: int = 3, dp: int = 1, **args: object) -> ClusterSpec:
-    engine = EngineArgs(**{"num_gpu_blocks": 60, "block_size": 16, **args})  # type: ignore[arg-type]
+    given = {"max_num_batched_tokens": 2048, "max_num_seqs": 256, "num_gpu_blocks": 60, "block_size": 16, **args}
+    engine = EngineArgs(**given)  # type: ignore[arg-type]
     model = LatencyModel(w0_s=0.01, w1_s_per_tok=1e-5, c1_s_per_tok=1e-4, kd_s_per_ctxtok=1e-7, a_s_per_pair=1e-9)
     return ClusterSpec((InstanceSpec("any", "any", count=count, dp=dp, engine=engine, latency=model),))
 
