@@ -13,11 +13,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleetgym.envs.cluster.requests import Trace, make_trace
-from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
+from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec, Slo
+from fleetgym.envs.rewards import RewardSpec
 from fleetgym.envs.routing.env import RoutingEnv
 from fleetgym.envs.workloads.base import Workload
 
 _REQUESTS = 160
+_REWARD = RewardSpec(
+    unfinished_request_s=-1.0,
+    awaiting_first_token_request_s=0.0,
+    finished=0.0,
+    slo_met=0.0,
+    rejected=-60.0,
+    preempted=0.0,
+    recomputed_tokens=0.0,
+    scale=1.0,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +56,15 @@ def routing_fingerprint(engine: str = "kernel") -> str:
         InstanceSpec("RTXPRO6000", "Llama-3.1-8B", tier="A", count=2, engine=tight),
         InstanceSpec("RTX4090", "Llama-3.1-8B", tier="A", engine=tight),
     )
-    env = RoutingEnv(cluster=ClusterSpec(groups), workload=_Fixed(), num_requests=_REQUESTS, load=None, engine=engine)
+    env = RoutingEnv(
+        cluster=ClusterSpec(groups),
+        workload=_Fixed(),
+        num_requests=_REQUESTS,
+        load=None,
+        reward=_REWARD,
+        slo=Slo(ttft_s=1.0, ttft_s_per_1k_prompt_tokens=0.0625, tpot_s=0.1),
+        engine=engine,
+    )
     observation, info = env.reset(seed=0)
     digest = hashlib.sha256(observation.tobytes() + info["action_mask"].tobytes())
     truncated, step = False, 0

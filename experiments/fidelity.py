@@ -238,9 +238,7 @@ def _with_chains(trace: Trace, block_size: int) -> Trace:
     return make_trace(rows["arrival_ns"], rows["prompt_tokens"], rows["output_tokens"], name=trace.name, chains=chains)
 
 
-def _settings(
-    given: Mapping[str, Any], run: MeasuredRun, gpu: str
-) -> tuple[EngineArgs, dict[str, tuple[Any, str]]]:
+def _settings(given: Mapping[str, Any], run: MeasuredRun, gpu: str) -> tuple[EngineArgs, dict[str, tuple[Any, str]]]:
     """Scheduler settings, each with its origin: the command line, else ``meta.json``, else vLLM's default."""
     chosen = {name: value for name, value in given.items() if value is not None}
     known = recorded_settings(run.meta) | chosen

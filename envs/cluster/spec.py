@@ -15,6 +15,9 @@ from fleetgym.envs.cluster.latency import (
     latency_tables,
 )
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.presets import default_preset
+
+_SLO = default_preset("slo")
 
 
 def _at_least(name: str, value: float, minimum: float) -> None:
@@ -273,12 +276,12 @@ class Slo:
     """Latency objectives of a request; the TTFT objective grows with the prompt (SMetric: 1 s + 62.5 ms per 1,000 tokens).
 
     A request meets its SLO when ``TTFT <= ttft_s + ttft_s_per_1k_prompt_tokens * prompt / 1000`` and
-    its mean TPOT is at most ``tpot_s``.
+    its mean TPOT is at most ``tpot_s``. What is not given is as in the default of ``conf/slo``.
     """
 
-    ttft_s: float = 1.0
-    ttft_s_per_1k_prompt_tokens: float = 0.0625
-    tpot_s: float = 0.1
+    ttft_s: float = _SLO["ttft_s"]
+    ttft_s_per_1k_prompt_tokens: float = _SLO["ttft_s_per_1k_prompt_tokens"]
+    tpot_s: float = _SLO["tpot_s"]
 
     def __post_init__(self) -> None:
         for name in ("ttft_s", "tpot_s"):
