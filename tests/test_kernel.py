@@ -218,6 +218,13 @@ def test_memory_of_one_environment_stays_below_120_kib():
     assert sum(array.nbytes for array in engine.state) / 64 < 120 * 1024
 
 
+def test_a_thousand_sequences_per_instance_cost_no_more_than_their_entries_in_the_heap():
+    few, many = (KernelEngine(cluster(8, max_num_seqs=count)).state for count in (256, 1024))
+    grown = {name for name in few._fields if getattr(few, name).nbytes != getattr(many, name).nbytes}
+    assert grown == {"heap"}
+    assert many.heap.nbytes - few.heap.nbytes == 8 * (1024 - 256) * 8
+
+
 def test_make_engine_knows_the_kernel():
     assert isinstance(make_engine("kernel", cluster()), KernelEngine)
 
