@@ -326,6 +326,7 @@ def test_a_group_that_nobody_measured_is_called_an_estimate(command: str, tmp_pa
     assert done.returncode == 0, done.stderr
     line = f"note: ESTIMATE, tier E, RTXPRO6000/{MOE}/tp1/dp3/ep3: dp=3 not measured"
     assert line in done.stdout
+    assert f"no catalogue row, composed: RTXPRO6000/{MOE}/tp1/dp3/ep3, tier E" in done.stdout
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     facts = metrics.get("run", metrics)
     assert (facts["tier"], facts["ep"]) == ("E", 3)
