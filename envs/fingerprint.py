@@ -19,6 +19,17 @@ from fleetgym.envs.routing.env import RoutingEnv
 from fleetgym.envs.workloads.base import Workload
 
 _REQUESTS = 160
+_REWARD = RewardSpec(
+    unfinished_request_s=-1.0,
+    awaiting_first_token_request_s=0.0,
+    finished=0.0,
+    slo_met=0.0,
+    charged_s=-1.0,
+    rejected=0.0,
+    preempted=0.0,
+    recomputed_tokens=0.0,
+    scale=1.0,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +51,8 @@ class _Fixed(Workload):
 @functools.cache
 def routing_fingerprint(engine: str = "kernel") -> str:
     """Digest of observations, rewards, masks and terms of a fixed rollout of ``fleetgym/Routing-v0``."""
-    tight = EngineArgs(num_gpu_blocks=700)
+    # All that has a default is stated, so that no default can change the digest.
+    tight = EngineArgs(max_num_batched_tokens=2048, max_num_seqs=256, num_gpu_blocks=700)
     groups = (
         InstanceSpec("RTXPRO6000", "Llama-3.1-8B", tier="A", count=2, engine=tight),
         InstanceSpec("RTX4090", "Llama-3.1-8B", tier="A", engine=tight),
@@ -50,8 +62,8 @@ def routing_fingerprint(engine: str = "kernel") -> str:
         workload=_Fixed(),
         num_requests=_REQUESTS,
         load=None,
-        reward=RewardSpec(unfinished_request_s=-1.0, charged_s=-1.0),
-        slo=Slo(1.0, 0.0625, 0.1),
+        reward=_REWARD,
+        slo=Slo(ttft_s=1.0, ttft_s_per_1k_prompt_tokens=0.0625, tpot_s=0.1),
         failure_s=60.0,
         engine=engine,
     )

@@ -9,16 +9,19 @@ from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import TERM_NAMES
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.presets import default_preset
+
+_REWARD = default_preset("reward")
 
 
 @dataclass(frozen=True)
 class RewardSpec:
     """Weight of each term (units: reward per unit of the term; see ``TERM_NAMES``).
 
-    The default is minus the time integral of unfinished requests, in request-seconds. Summed over an
-    episode that is minus the latency of all requests up to the last dispatch (Little's law), paid as it
-    accrues. A failed request leaves at once and would otherwise be worth seeking, so each is charged the
-    scenario's ``failure_s``, the same as in the charged figures of `fleetgym.envs.cluster.metrics`.
+    What is not given is as in the default of ``conf/reward``: minus the time integral of unfinished requests, in
+    request-seconds. Summed over an episode that is minus the latency of all requests up to the last dispatch
+    (Little's law), paid as it accrues. A failed request leaves at once and would otherwise be worth seeking, so each
+    is charged the scenario's ``failure_s``, the same as in the charged figures of `fleetgym.envs.cluster.metrics`.
 
     Attributes
     ----------
@@ -28,15 +31,15 @@ class RewardSpec:
         Multiplies the weighted sum.
     """
 
-    unfinished_request_s: float = -1.0
-    awaiting_first_token_request_s: float = 0.0
-    finished: float = 0.0
-    slo_met: float = 0.0
-    charged_s: float = -1.0
-    rejected: float = 0.0
-    preempted: float = 0.0
-    recomputed_tokens: float = 0.0
-    scale: float = 1.0
+    unfinished_request_s: float = _REWARD["unfinished_request_s"]
+    awaiting_first_token_request_s: float = _REWARD["awaiting_first_token_request_s"]
+    finished: float = _REWARD["finished"]
+    slo_met: float = _REWARD["slo_met"]
+    charged_s: float = _REWARD["charged_s"]
+    rejected: float = _REWARD["rejected"]
+    preempted: float = _REWARD["preempted"]
+    recomputed_tokens: float = _REWARD["recomputed_tokens"]
+    scale: float = _REWARD["scale"]
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -14,7 +14,7 @@ from fleetgym.experiments.benchmarks import environments, simulator, streaming
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, NotMeasuredError
 from fleetgym.experiments.benchmarks.page import draw, load_average, machine, page, print_results
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import cluster_spec
+from fleetgym.experiments.config import cluster_spec, note_estimates
 from fleetgym.experiments.options import BenchOptions, read_options
 from fleetgym.experiments.run import RunFolder
 
@@ -48,10 +48,9 @@ def measure(bench: Bench, only: Sequence[str] | None = None, *, progress: bool =
         A name in ``only`` that no measurement has.
     """
     _check_names(only)
-    groups = bench.cluster.instances
     metrics: dict[str, Any] = {
         "machine": machine(),
-        "fleet": ", ".join(f"{g.count} x {g.gpu} {g.model} tp{g.tp}" for g in groups),
+        "fleet": bench.cluster.label,
         "repeats": bench.repeats,
         "quick": bench.quick,
         "floors": {},
@@ -91,6 +90,7 @@ def main(cfg: DictConfig) -> None:
     options = read_options(BenchOptions, cfg)
     _check_names(options.only)
     bench = Bench(cluster_spec(cfg), seed=options.seed, repeats=options.repeats, quick=options.quick)
+    note_estimates(bench.cluster)
     with RunFolder.from_hydra(cfg) as run:
         metrics = measure(bench, options.only)
         run.write_metrics(metrics)

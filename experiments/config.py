@@ -46,6 +46,12 @@ def cluster_spec(cfg: DictConfig) -> ClusterSpec:
     return spec(ClusterSpec, cfg.cluster, "cluster")
 
 
+def note_estimates(cluster: ClusterSpec) -> None:
+    """Print what about the hardware was composed and not measured; every command that simulates a fleet does."""
+    for line in cluster.estimates:
+        print(f"note: {line}")
+
+
 def slo_spec(cfg: DictConfig) -> Slo:
     """Build the objectives of ``cfg.slo``."""
     return spec(Slo, cfg.slo, "slo")

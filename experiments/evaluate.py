@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.experiments.cli import command
+from fleetgym.experiments.config import note_estimates
 from fleetgym.experiments.options import EvaluateOptions, read_options
 from fleetgym.experiments.problem import make_policy, routing_problem
 from fleetgym.experiments.report.tables import print_summary
@@ -23,6 +24,7 @@ def main(cfg: DictConfig) -> float | None:
     options = read_options(EvaluateOptions, cfg)
     scenario = options.scenario
     problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, options.episodes)
+    note_estimates(problem.cluster)
     policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle)
     check_failure_s(problem, windows)
     with RunFolder.from_hydra(cfg) as run:

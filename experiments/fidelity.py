@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from fleetgym.envs.cluster.engine import make_engine
-from fleetgym.envs.cluster.latency import find_row, group_kv_capacity_tokens
+from fleetgym.envs.cluster.latency import find_row
 from fleetgym.envs.cluster.requests import FINISHED, Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.config import build
@@ -130,7 +130,11 @@ class Replay:
             "model": self.instance.model,
             "tp": self.instance.tp,
             "dp": self.instance.dp,
+            "ep": self.instance.row.ep,
             "tier": self.instance.row.tier,
+            "catalogue_row": self.instance.row.key,
+            "provenance": self.instance.row.provenance,
+            "estimate": self.instance.estimate,
             "catalogue_scale": self.catalogue_scale,
             "engine": self.engine,
             "kv_blocks": self.kv.blocks,
@@ -152,19 +156,19 @@ def replay_from(cfg: DictConfig) -> Replay:
     run = read_measured(cfg.measured)
     tp = _agreed("tp", cfg.tp, run.meta, "tensor_parallel_size")
     dp = _agreed("dp", cfg.dp, run.meta, "data_parallel_size")
-    settings = _settings(plain(cfg.vllm), run)
-    args = build(EngineArgs, {name: value for name, (value, _) in settings.items()}, "vllm")
-    row = find_row(cfg.gpu, cfg.model, tp, cfg.tier)
+    ep = _expert_parallel(cfg, run.meta, tp, dp)
+    row = find_row(cfg.gpu, cfg.model, tp, dp=dp, ep=ep, tier=cfg.tier)
+    args, settings = _settings(plain(cfg.vllm), run, cfg.gpu)
     kv = find_kv_blocks(
         run,
         args,
         dp,
         given=_whole_or_none("kv_blocks", cfg.kv_blocks),
-        seqs_known=settings["max_num_seqs"][1] != DEFAULT_ORIGIN,
-        catalogue_tokens=group_kv_capacity_tokens(row, dp),
+        max_num_seqs=None if DEFAULT_ORIGIN in settings["max_num_seqs"][1] else args.max_num_seqs,
+        catalogue_tokens=row.kv_capacity_tokens,
     )
     instance = InstanceSpec(
-        cfg.gpu, cfg.model, tp, dp=dp, tier=row.tier, engine=replace(args, num_gpu_blocks=kv.blocks)
+        cfg.gpu, cfg.model, tp, dp=dp, ep=ep, tier=cfg.tier, engine=replace(args, num_gpu_blocks=kv.blocks)
     )
     return Replay(run, instance, cfg.engine, kv, settings, tuple(_notes(run, instance, kv)))
 
@@ -234,20 +238,30 @@ def _with_chains(trace: Trace, block_size: int) -> Trace:
     return make_trace(rows["arrival_ns"], rows["prompt_tokens"], rows["output_tokens"], name=trace.name, chains=chains)
 
 
-def _settings(given: Mapping[str, Any], run: MeasuredRun) -> dict[str, tuple[Any, str]]:
-    """Each scheduler setting with its origin: the command line, else ``meta.json``, else vLLM's default."""
-    recorded = recorded_settings(run.meta)
+def _settings(given: Mapping[str, Any], run: MeasuredRun, gpu: str) -> tuple[EngineArgs, dict[str, tuple[Any, str]]]:
+    """Scheduler settings, each with its origin: the command line, else ``meta.json``, else vLLM's default."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    known = recorded_settings(run.meta) | chosen
     # What EngineArgs leaves off because most traces name no blocks, vLLM has on.
-    defaults = {name: getattr(EngineArgs(), name) for name in given} | {"enable_prefix_caching": True}
+    stated = build(EngineArgs, {"enable_prefix_caching": True, **known}, "vllm")
+    args = stated.on(gpu)
     settings = {}
-    for name, value in given.items():
-        if value is not None:
-            settings[name] = (value, "command line")
-        elif name in recorded:
-            settings[name] = (recorded[name], "meta.json")
-        else:
-            settings[name] = (defaults[name], DEFAULT_ORIGIN)
-    return settings
+    for name in given:
+        default = DEFAULT_ORIGIN if getattr(stated, name) == getattr(args, name) else f"{DEFAULT_ORIGIN} for {gpu}"
+        origin = "command line" if name in chosen else "meta.json" if name in known else default
+        settings[name] = (getattr(args, name), origin)
+    return args, settings
+
+
+def _expert_parallel(cfg: DictConfig, meta: Mapping[str, Any], tp: int, dp: int) -> int | None:
+    """Decide on ``ep``: the command line, else ``enable_expert_parallel`` of ``meta.json``; None: as in the catalogue."""
+    flag = meta.get("engine_kwargs", {}).get("enable_expert_parallel")
+    if flag is None or not find_row(cfg.gpu, cfg.model, tp, dp=dp, tier=cfg.tier).has_experts:
+        return _whole_or_none("ep", cfg.ep)
+    recorded = tp * dp if flag else 1
+    if cfg.ep is not None and cfg.ep != recorded:
+        raise UserError(f"ep={cfg.ep}: meta.json of the measured run says enable_expert_parallel={flag}, so {recorded}")
+    return recorded
 
 
 def _agreed(name: str, given: Any, meta: Mapping[str, Any], key: str) -> int:
@@ -270,7 +284,8 @@ def _whole_or_none(name: str, value: Any) -> int | None:
 
 
 def _notes(run: MeasuredRun, instance: InstanceSpec, kv: KvBlocks) -> list[str]:
-    notes = [f"KV blocks per rank: {kv.blocks}, {kv.text}."]
+    notes = [f"{instance.estimate}."] if instance.estimate else []
+    notes.append(f"KV blocks per rank: {kv.blocks}, {kv.text}.")
     unfinished = int((~run.finished).sum())
     if unfinished:
         notes.append(f"{unfinished} requests never finished: they are replayed as load and left out of the comparison.")

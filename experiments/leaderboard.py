@@ -17,7 +17,7 @@ from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingConfig
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.config import note_estimates, plain
 from fleetgym.experiments.options import LeaderboardOptions, read_options
 from fleetgym.experiments.problem import exported, learned, make_policy, routing_problem
 from fleetgym.experiments.report import print_table, write_leaderboard
@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> float | None:
     options = read_options(LeaderboardOptions, cfg)
     scenario = options.scenario
     problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, options.seeds)
+    note_estimates(problem.cluster)
     policies = collect(options)
     check_failure_s(problem, windows)
     with RunFolder.from_hydra(cfg) as run:
@@ -120,7 +121,7 @@ def facts(
     workload: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what the page says about the scenario."""
-    fleet = ", ".join(f"{g.count} x {g.gpu} {g.model} tp{g.tp}" for g in problem.cluster.instances)
+    fleet = problem.cluster.label
     source = workload.get("dataset") or workload["kind"]
     load = "arrival times as the workload has them"
     if problem.load is not None:
@@ -137,6 +138,7 @@ def facts(
         "failure_s": f"{scenario.failure_s:g} s charged for each failed request",
         "objectives": f"TTFT {slo.ttft_s:g} s + {slo.ttft_s_per_1k_prompt_tokens:g} s per 1,000 prompt tokens, TPOT {slo.tpot_s:g} s",
         "fleet": fleet,
+        **({"not measured": "; ".join(problem.cluster.estimates)} if problem.cluster.estimates else {}),
         "load": load,
         "engine": problem.engine,
         "revision": (git_state() or {}).get("revision", "not in a checkout"),

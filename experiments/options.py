@@ -196,13 +196,14 @@ class Measured(Options):
     model: str
     tp: int | None
     dp: int | None
+    ep: int | None
     tier: str | None
     kv_blocks: int | None
     engine: Engine
     vllm: Group
 
     def __post_init__(self) -> None:
-        for name in ("tp", "dp"):
+        for name in ("tp", "dp", "ep"):
             within(name, getattr(self, name), 1, 1024)
         within("kv_blocks", self.kv_blocks, 1, 2**31 - 1)
 

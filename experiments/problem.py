@@ -29,13 +29,12 @@ def routing_problem(cfg: DictConfig, part: PartName | None = None) -> RoutingCon
     values: dict[str, Any] = asdict(spec(EnvOptions, cfg.env, "env"))
     values.pop("id")
     workload: dict[str, Any] = dict(plain(cfg.workload))
-    if part is not None:
-        scenario = scenario_of(cfg)
+    scenario = scenario_of(cfg) if "scenario" in cfg else None
+    values["failure_s"] = cfg.failure_s if scenario is None else scenario.failure_s
+    if scenario is not None and part is not None:
         own = getattr(scenario.parts, part)
         workload |= own.workload or {}
-        values |= {"failure_s": scenario.failure_s, **own.environment()}
-    else:
-        values |= {"failure_s": cfg.failure_s}
+        values |= own.environment()
     problem = resolve(
         cluster=plain(cfg.cluster),
         workload=workload,

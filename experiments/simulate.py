@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fleetgym.experiments.cli import command
+from fleetgym.experiments.config import note_estimates
 from fleetgym.experiments.options import SimulateOptions, read_options
 from fleetgym.experiments.problem import make_policy, routing_problem
 from fleetgym.experiments.report.plots import run_plots
@@ -23,6 +24,7 @@ def main(cfg: DictConfig) -> float | None:
     """Simulate one episode; return its mean E2E latency in seconds."""
     options = read_options(SimulateOptions, cfg)
     problem = routing_problem(cfg)
+    note_estimates(problem.cluster)
     policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle)
     with RunFolder.from_hydra(cfg) as run:
         (episode,) = run_policies(problem, [policy], Windows((options.seed,), "generated"))

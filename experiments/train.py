@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain, spec
+from fleetgym.experiments.config import note_estimates, plain, spec
 from fleetgym.experiments.options import TrainOptions, read_options
 from fleetgym.experiments.problem import routing_problem
 from fleetgym.experiments.rollout import check_failure_s
@@ -40,6 +40,7 @@ def main(cfg: DictConfig) -> float | None:
         rank_by,
     )
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
+    note_estimates(problem.cluster)
     check_failure_s(held_out, Windows(tuple(range(options.eval_episodes)), "generated"))
     torch.set_num_threads(options.torch_threads)
     with RunFolder.from_hydra(cfg) as run:

@@ -64,11 +64,9 @@ def print_errors(errors: ErrorTable, console: Console, title: str) -> None:
 
 def print_facts(replay: Replay) -> None:
     """Print the instance, its settings with their origin, and the notes."""
-    instance = replay.instance
-    parallel = f"tp={instance.tp}" + (f" dp={instance.dp}" if instance.dp > 1 else "")
-    print(
-        f"{instance.gpu} {instance.model} {parallel}, catalogue tier {instance.row.tier}, scale {replay.catalogue_scale:g}"
-    )
+    row = replay.instance.row
+    kind = "no catalogue row, composed:" if row.estimate else "catalogue row"
+    print(f"{kind} {row.key}, tier {row.tier}, scale {row.scale:g}: {row.provenance}")
     for origin in dict.fromkeys(origin for _, origin in replay.settings.values()):
         names = (f"{name}={value}" for name, (value, other) in replay.settings.items() if other == origin)
         print(f"{origin}: {', '.join(names)}")

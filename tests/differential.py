@@ -62,8 +62,8 @@ def instances(draw: st.DrawFn, rng: np.random.Generator, caching: bool, longest:
     # From too small for some requests over preemption all the time to ample.
     blocks = 3 + int(longest * draw(st.sampled_from([0.6, 1.0, 1.2, 1.6, 2.5, 30.0])) / block_size)
     args = EngineArgs(
-        max_num_batched_tokens=draw(st.sampled_from([2, 5, 16, 64, 512])),
-        max_num_seqs=draw(st.sampled_from([1, 4, 16, 64])),
+        max_num_batched_tokens=draw(st.sampled_from([2, 5, 16, 64, 512, 8192])),
+        max_num_seqs=draw(st.sampled_from([1, 4, 16, 64, 1024])),
         max_model_len=draw(st.sampled_from([None, (blocks - 1) * block_size // 2 + 2])),
         block_size=block_size,
         num_gpu_blocks=blocks,

@@ -26,7 +26,8 @@ GOLDEN = HERE / "data" / "golden_public.jsonl.gz"
 
 
 def cluster(count: int = 3, dp: int = 1, **args: object) -> ClusterSpec:
-    engine = EngineArgs(**{"num_gpu_blocks": 60, "block_size": 16, **args})  # type: ignore[arg-type]
+    given = {"max_num_batched_tokens": 2048, "max_num_seqs": 256, "num_gpu_blocks": 60, "block_size": 16, **args}
+    engine = EngineArgs(**given)  # type: ignore[arg-type]
     model = LatencyModel(w0_s=0.01, w1_s_per_tok=1e-5, c1_s_per_tok=1e-4, kd_s_per_ctxtok=1e-7, a_s_per_pair=1e-9)
     return ClusterSpec((InstanceSpec("any", "any", count=count, dp=dp, engine=engine, latency=model),))
 
@@ -215,6 +216,13 @@ def test_memory_of_one_environment_stays_below_120_kib():
     for index in range(64):
         engine.reset(index, trace(count=1000))
     assert sum(array.nbytes for array in engine.state) / 64 < 120 * 1024
+
+
+def test_a_thousand_sequences_per_instance_cost_no_more_than_their_entries_in_the_heap():
+    few, many = (KernelEngine(cluster(8, max_num_seqs=count)).state for count in (256, 1024))
+    grown = {name for name in few._fields if getattr(few, name).nbytes != getattr(many, name).nbytes}
+    assert grown == {"heap"}
+    assert many.heap.nbytes - few.heap.nbytes == 8 * (1024 - 256) * 8
 
 
 def test_make_engine_knows_the_kernel():

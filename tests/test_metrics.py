@@ -40,7 +40,7 @@ SLO = Slo(1.0, 0.0625, 0.1)
 
 
 def make_cluster() -> ClusterSpec:
-    engine = EngineArgs(num_gpu_blocks=101, max_model_len=1000)
+    engine = EngineArgs(max_num_batched_tokens=2048, max_num_seqs=256, num_gpu_blocks=101, max_model_len=1000)
     return ClusterSpec((InstanceSpec("gpu", "model", count=2, engine=engine, latency=LatencyModel(w0_s=0.01)),))
 
 

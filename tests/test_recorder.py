@@ -184,7 +184,7 @@ def test_faulty_side_files_are_named(tmp_path: Path, name: str, text: str, messa
 
 
 def blocks_of(run: MeasuredRun, args: EngineArgs | None = None, **changes: Any) -> Any:
-    options: dict[str, Any] = {"given": None, "seqs_known": True, "catalogue_tokens": 1600, **changes}
+    options: dict[str, Any] = {"given": None, "max_num_seqs": 256, "catalogue_tokens": 1600, **changes}
     return find_kv_blocks(run, args or EngineArgs(), options.pop("dp", 1), **options)
 
 

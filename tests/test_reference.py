@@ -18,7 +18,12 @@ TEN_MS = LatencyModel(w0_s=0.01)  # every iteration lasts 10 ms
 
 
 def instance(latency: LatencyModel = TEN_MS, count: int = 1, dp: int = 1, **args: object) -> InstanceSpec:
-    defaults: dict[str, object] = {"block_size": 4, "num_gpu_blocks": 101, "max_num_batched_tokens": 8}
+    defaults: dict[str, object] = {
+        "max_num_batched_tokens": 8,
+        "max_num_seqs": 256,
+        "block_size": 4,
+        "num_gpu_blocks": 101,
+    }
     return InstanceSpec(
         "any",
         "any",

@@ -15,7 +15,8 @@ def pairs(items: list[tuple[Request, int]]) -> list[tuple[int, int]]:
 
 
 def scheduler(blocks: int = 101, **args: object) -> Scheduler:
-    return Scheduler(EngineArgs(block_size=4, **args), blocks, (blocks - 1) * 4)  # type: ignore[arg-type]
+    given = EngineArgs(**{"block_size": 4, "max_num_batched_tokens": 2048, "max_num_seqs": 256, **args})  # type: ignore[arg-type]
+    return Scheduler(given, blocks, (blocks - 1) * 4)
 
 
 # ---- block pool ----

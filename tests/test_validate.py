@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fleetgym.envs.cluster.engine import make_engine
-from fleetgym.envs.cluster.latency import find_row, group_kv_capacity_tokens, group_latency
+from fleetgym.envs.cluster.latency import find_row
 from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import UserError
@@ -22,7 +22,7 @@ from fleetgym.experiments.config import compose_config
 from fleetgym.experiments.fidelity import METRICS, STATISTICS, Replay, error_table, replay_from
 
 HARDWARE = {"gpu": "RTX4090", "model": "Llama-3.1-8B"}
-ARGS = EngineArgs(max_num_seqs=24, num_gpu_blocks=900, enable_prefix_caching=True)
+ARGS = EngineArgs(max_num_batched_tokens=2048, max_num_seqs=24, num_gpu_blocks=900, enable_prefix_caching=True)
 ENGINE_KWARGS = {"tensor_parallel_size": 1, "data_parallel_size": 1, "max_num_seqs": 24, "max_num_batched_tokens": 2048}
 
 
@@ -217,6 +217,7 @@ def test_a_full_cache_is_recognised_and_its_size_reconstructed(tmp_path: Path) -
         ("kv_blocks=0", "kv_blocks=0: must be a whole number of at least 1"),
         ("kv_blocks=12", "kv_blocks=12: request [0-9]+ .* must fit"),
         ("vllm.max_num_seqs=0", "vllm: max_num_seqs=0: must be at least 1"),
+        ("ep=2", "ep=2: must be 1 for model='Llama-3.1-8B' with tp=1, dp=1"),
         ("engine=warp", "engine='warp': unknown"),
         ("measured=/nowhere", "measured='/nowhere': must be a folder"),
     ],
@@ -283,27 +284,73 @@ def test_real_runs_are_met_within_the_targets(data_path: Path, model: str, tier:
         assert abs(error) < limit, f"{metric}: {error:+.2f} %"
 
 
+MOE = "Qwen3-30B-A3B-Instruct-2507"
+
+
+def moe_run(folder: Path, dp: int, **recorded: Any) -> tuple[Path, tuple[str, ...]]:
+    """A run of a mixture of experts in two ranks, and what `replay_of` needs to know of it."""
+    spec = InstanceSpec("RTXPRO6000", MOE, dp=dp, engine=ARGS)
+    kwargs = {**ENGINE_KWARGS, "data_parallel_size": dp, **recorded}
+    written = write_run(folder, spec, blocks=dp * 900, kwargs=kwargs)
+    return written, (f"measured={written}", f"gpu={spec.gpu}", f"model={spec.model}", "engine=kernel")
+
+
 def test_a_data_parallel_run_is_replayed_without_error(tmp_path: Path) -> None:
-    spec = InstanceSpec("RTXPRO6000", "Qwen3-30B-A3B-Instruct-2507", dp=2, engine=ARGS)
-    kwargs = {**ENGINE_KWARGS, "data_parallel_size": 2}
-    folder = write_run(tmp_path / "run", spec, blocks=2 * 900, kwargs=kwargs)
-    given = (f"measured={folder}", f"gpu={spec.gpu}", f"model={spec.model}", "engine=kernel")
+    folder, given = moe_run(tmp_path / "run", 2, enable_expert_parallel=True)
     replay = replay_of(folder, *given)
     assert (replay.instance.dp, replay.kv.blocks, replay.engine) == (2, 900, "kernel")
     assert worst(replay) < 0.01
     with pytest.raises(UserError, match=r"dp=1: meta\.json of the measured run says data_parallel_size=2"):
         replay_of(folder, *given, "dp=1")
+    with pytest.raises(UserError, match=r"ep=1: meta\.json of the measured run says enable_expert_parallel=True, so 2"):
+        replay_of(folder, *given, "ep=1")
 
 
-def test_a_group_spreads_its_experts_over_all_its_gpus() -> None:
-    alone = find_row("RTXPRO6000", "Qwen3-30B-A3B-Instruct-2507", 1)
-    spread = find_row("RTXPRO6000", "Qwen3-30B-A3B-Instruct-2507", 2)
-    assert group_latency(alone, 1) == alone.latency
-    pair = group_latency(alone, 2)
-    assert (pair.moe_we_s, pair.moe_g_s_per_tok) == (spread.latency.moe_we_s, spread.latency.moe_g_s_per_tok)
-    assert (pair.w0_s, pair.kd_s_per_ctxtok) == (alone.latency.w0_s, alone.latency.kd_s_per_ctxtok)
-    assert group_latency(alone, 4).moe_we_s == alone.latency.moe_we_s / 4, "no row was measured: an equal share"
-    assert group_kv_capacity_tokens(alone, 2) == spread.kv_capacity_tokens // 2 > alone.kv_capacity_tokens
-    dense = find_row("RTXPRO6000", "Llama-3.1-8B", 1)
-    assert group_latency(dense, 2) == dense.latency
-    assert group_kv_capacity_tokens(dense, 2) == dense.kv_capacity_tokens
+def test_a_data_parallel_run_finds_its_row_and_says_which(tmp_path: Path) -> None:
+    _, given = moe_run(tmp_path / "run", 2)
+    done = fleetgym("validate", *given, "dp=2", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    row = find_row("RTXPRO6000", MOE, 1, dp=2)
+    assert f"catalogue row RTXPRO6000/{MOE}/tp1/dp2/ep2, tier A, scale 1.03: {row.provenance}" in done.stdout
+    assert "ESTIMATE," not in done.stdout
+    facts = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (facts["tp"], facts["dp"], facts["ep"], facts["tier"], facts["estimate"]) == (1, 2, 2, "A", "")
+    assert facts["catalogue_row"] == row.key
+    assert row.key in (tmp_path / "out" / "validation.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["validate", "calibrate"])
+def test_a_group_that_nobody_measured_is_called_an_estimate(command: str, tmp_path: Path) -> None:
+    _, given = moe_run(tmp_path / "run", 3)
+    done = fleetgym(command, *given, "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = f"note: ESTIMATE, tier E, RTXPRO6000/{MOE}/tp1/dp3/ep3: dp=3 not measured"
+    assert line in done.stdout
+    assert f"no catalogue row, composed: RTXPRO6000/{MOE}/tp1/dp3/ep3, tier E" in done.stdout
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    facts = metrics.get("run", metrics)
+    assert (facts["tier"], facts["ep"]) == ("E", 3)
+    assert f"note: {facts['estimate']}." in done.stdout
+    assert facts["notes"][0].startswith("ESTIMATE")
+
+
+def test_the_server_s_own_layout_of_experts_decides(tmp_path: Path) -> None:
+    folder, given = moe_run(tmp_path / "run", 2, enable_expert_parallel=False)
+    replay = replay_of(folder, *given)
+    assert (replay.instance.row.ep, replay.instance.row.tier) == (1, "E")
+    assert "ep=1 not measured" in replay.notes[0]
+    dense = write_run(tmp_path / "dense", server(), kwargs={**ENGINE_KWARGS, "enable_expert_parallel": True})
+    assert replay_of(dense).instance.estimate == "", "a dense model has no experts to lay out"
+
+
+def test_settings_that_nobody_states_are_vllm_s_for_the_gpu(folder: Path, tmp_path: Path) -> None:
+    for name in ("requests.jsonl", "workload.jsonl"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    for gpu, tokens, seqs in (("RTX4090", 2048, 256), ("RTXPRO6000", 8192, 1024), ("H100-80GB", 8192, 1024)):
+        settings = replay_of(tmp_path, f"gpu={gpu}", "kv_blocks=900").settings
+        assert settings["max_num_batched_tokens"] == (tokens, f"vLLM's default for {gpu}")
+        assert settings["max_num_seqs"] == (seqs, f"vLLM's default for {gpu}")
+        assert settings["block_size"] == (16, "vLLM's default")
+    settings = replay_of(tmp_path, "gpu=H100-80GB", "vllm.max_num_batched_tokens=512", "kv_blocks=900").settings
+    assert settings["max_num_batched_tokens"] == (512, "command line")
+    assert settings["max_num_seqs"] == (512, "vLLM's default for H100-80GB"), "never more than the token budget"

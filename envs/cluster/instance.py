@@ -246,7 +246,7 @@ class Instance:
         cacheful of work always returns a token; empty iterations count as one token each.
         """
         self._tokens_without_progress += max(1, iteration.tokens)
-        limit = 4 * (self.hardware.kv_capacity_tokens + self.spec.dp * self.spec.engine.max_num_batched_tokens) + 1000
+        limit = 4 * (self.hardware.kv_capacity_tokens + self.spec.dp * self.spec.max_num_batched_tokens) + 1000
         if self._tokens_without_progress > limit:
             rank = next(rank for rank in self.ranks if rank.has_work)
             request = (rank.running + rank.waiting)[0]
@@ -285,7 +285,7 @@ class DataParallelGroup(Instance):
         tables, engine = self.hardware.tables, self.spec.engine
         idle = StepPlan(decodes=1, context=1)  # a rank without work takes part with a dummy token
         active = [plan if plan.tokens else idle for plan in plans]
-        padded = sum(pad_tokens(plan.tokens, engine.max_num_seqs, engine.cuda_graph_padding) for plan in active)
+        padded = sum(pad_tokens(plan.tokens, self.spec.max_num_seqs, engine.cuda_graph_padding) for plan in active)
         slowest = max(_rank_seconds(tables, plan) for plan in active)
         return slowest + float(tables.moe_s[min(padded, len(tables.moe_s) - 1)])
 

@@ -1,6 +1,6 @@
 """Iteration latency: the formula, and the catalogue of hardware that it was fitted to.
 
-One row of ``catalogue.csv`` is one (tier, GPU, model, tensor-parallel degree). For one iteration let
+One row of ``catalogue.csv`` is one (tier, GPU, model, tensor-, data- and expert-parallel degree). For one iteration let
 
 ====  =======================================================================================
 n     decode sequences (one token each)
@@ -13,9 +13,14 @@ Its duration in seconds is then (every coefficient but ``moe_q`` multiplied by t
 
     P = 0:   t = w0 + w1 * pad(n) + kd * K                                           [+ moe]
     P > 0:   t = max(w0 + w1 * pad(T), c0 + c1 * T) + km * K + a * A + sm * n + om   [+ moe]
-    moe    = moe_we * (1 - (1 - moe_q) ** Tm) + moe_g * Tm,   Tm = pad(T)
+    moe    = moe_we * (1 - (1 - moe_q) ** Tm) + moe_g * Tm,   Tm = pad(T), summed over the ranks of a group
 
-``pad(x)`` is the smallest CUDA-graph capture size that holds x.
+``pad(x)`` is the smallest CUDA-graph capture size that holds x. An iteration of a data-parallel group lasts as long as
+its slowest rank without the expert term, plus the expert term for the tokens of all ranks.
+
+Rows do not mix: a fit splits the cost per token between the dense and the expert terms as it likes, so that the terms of
+one row mean nothing in another. Where a combination was not measured, `find_row` composes an estimate from one row and
+says so.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from fleetgym.envs.errors import UserError, did_you_mean
 CUDA_GRAPH_MAX = 512
 CAPTURE_SIZES = (1, 2, 4, *range(8, 257, 8), *range(272, CUDA_GRAPH_MAX + 1, 16))
 TIER_ORDER = ("A+", "A", "C", "C-", "D", "B")
+ESTIMATE_TIER = "E"  # below all others, whatever the row that an estimate is composed from
 
 
 @dataclass(frozen=True)
@@ -155,31 +161,66 @@ def to_ns(seconds: float) -> int:
 
 @dataclass(frozen=True)
 class CatalogueRow:
-    """One fitted (tier, GPU, model, tensor-parallel degree)."""
+    """One fitted (tier, GPU, model, tensor-, data- and expert-parallel degree), or an estimate composed from one.
+
+    Attributes
+    ----------
+    tier : str
+        One of ``TIER_ORDER``; ``ESTIMATE_TIER`` for what was not measured.
+    gpu, model : str
+    tp, dp, ep : int
+        GPUs of one rank; ranks; GPUs that a layer's experts are spread over whole (1: each expert is split over all).
+    scale : float
+        The recommended scale, already part of ``latency``.
+    latency : LatencyModel
+        Of one rank; the expert terms are for the tokens of all ranks.
+    kv_bytes_per_token : float
+    kv_capacity_tokens : int
+        Of one rank.
+    provenance : str
+        Where the figures come from.
+    estimate : str
+        What was composed from which row; empty for what was measured.
+    """
 
     tier: str
     gpu: str
     model: str
     tp: int
+    dp: int
     ep: int
     scale: float
     latency: LatencyModel
     kv_bytes_per_token: float
     kv_capacity_tokens: int
     provenance: str
+    estimate: str = ""
 
     @property
     def key(self) -> str:
-        """``gpu/model/tpN`` as printed in messages."""
-        return f"{self.gpu}/{self.model}/tp{self.tp}"
+        """``gpu/model/tpN/dpN/epN`` as printed in messages."""
+        return f"{self.gpu}/{self.model}/{self.degrees}"
+
+    @property
+    def degrees(self) -> str:
+        """``tpN/dpN/epN``."""
+        return f"tp{self.tp}/dp{self.dp}/ep{self.ep}"
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the model is a mixture of experts."""
+        return self.latency.moe_we_s > 0.0 or self.latency.moe_g_s_per_tok > 0.0
 
 
 @functools.cache
 def catalogue() -> tuple[CatalogueRow, ...]:
     """All rows of ``catalogue.csv``, in file order, coefficients multiplied by the recommended scale."""
-    path = resources.files(__package__).joinpath("catalogue.csv")
-    with path.open(encoding="utf-8") as file:
-        return tuple(_row(record) for record in csv.DictReader(file))
+    return tuple(map(_row, _read_csv("catalogue.csv")))
+
+
+def _read_csv(name: str) -> list[dict[str, str]]:
+    with resources.files(__package__).joinpath(name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _row(record: dict[str, str]) -> CatalogueRow:
@@ -191,6 +232,7 @@ def _row(record: dict[str, str]) -> CatalogueRow:
         gpu=record["gpu"],
         model=record["model"],
         tp=int(record["tp"]),
+        dp=int(record["dp"]),
         ep=int(record["ep"]),
         scale=scale,
         latency=LatencyModel(**values),
@@ -200,19 +242,51 @@ def _row(record: dict[str, str]) -> CatalogueRow:
     )
 
 
-def find_row(gpu: str, model: str, tp: int, tier: str | None = None) -> CatalogueRow:
-    """Look a row up; without a tier the most trusted one wins (A+, A, C, C-, D, B).
+@functools.cache
+def find_row(
+    gpu: str, model: str, tp: int, *, dp: int = 1, ep: int | None = None, tier: str | None = None
+) -> CatalogueRow:
+    """Look a row up, or compose an estimate where nobody measured the group.
+
+    Parameters
+    ----------
+    gpu, model : str
+    tp, dp : int
+        GPUs of one rank; ranks of the group.
+    ep : int, optional
+        GPUs that a layer's experts are spread over whole: ``tp * dp`` with vLLM's ``enable_expert_parallel``, else 1.
+        None: as the group was measured.
+    tier : str, optional
+        None: the most trusted one (A+, A, C, C-, D, B).
+
+    Returns
+    -------
+    CatalogueRow
+        With ``estimate`` empty if it was measured; otherwise of tier E.
 
     Raises
     ------
     UserError
-        No such row; the message lists the nearest ones.
+        Neither; the message lists what exists.
     """
+    rows = [row for row in _rows_of(gpu, model, tier) if row.tp == tp]
+    spread = (1, tp * dp) if any(row.has_experts for row in rows) else (1,)
+    if rows and ep is not None and ep not in spread:
+        allowed = " or ".join(str(degree) for degree in dict.fromkeys(spread))
+        raise UserError(f"ep={ep}: must be {allowed} for model={model!r} with tp={tp}, dp={dp}")
+    # Rather a group of the same size with its experts laid out otherwise than a smaller one.
+    bases = [row for row in rows if dp % row.dp == 0]
+    if not bases:
+        known = ", ".join(dict.fromkeys(row.degrees for row in _rows_of(gpu, model, tier)))
+        raise UserError(f"tp={tp!r}: no catalogue row for gpu={gpu!r}, model={model!r} (allowed: {known})")
+    best = min(bases, key=lambda row: (-row.dp, ep not in (None, row.ep), TIER_ORDER.index(row.tier)))
+    return best if best.dp == dp and ep in (None, best.ep) else _estimate(best, dp, ep)
+
+
+def _rows_of(gpu: str, model: str, tier: str | None) -> list[CatalogueRow]:
+    """All rows of a model on a GPU, whatever their degrees; never empty."""
     rows = [row for row in catalogue() if tier is None or row.tier == tier]
-    found = [row for row in rows if (row.gpu, row.model, row.tp) == (gpu, model, tp)]
-    if found:
-        return min(found, key=lambda row: TIER_ORDER.index(row.tier))
-    if tier is not None and not rows:
+    if not rows:
         raise UserError(f"tier={tier!r}: unknown{did_you_mean(tier, {row.tier for row in catalogue()})}")
     gpus = {row.gpu for row in rows}
     if gpu not in gpus:
@@ -220,34 +294,66 @@ def find_row(gpu: str, model: str, tp: int, tier: str | None = None) -> Catalogu
     models = {row.model for row in rows if row.gpu == gpu}
     if model not in models:
         raise UserError(f"model={model!r}: no catalogue row on gpu={gpu!r}{did_you_mean(model, models)}")
-    degrees = sorted({row.tp for row in rows if (row.gpu, row.model) == (gpu, model)})
-    raise UserError(f"tp={tp!r}: no catalogue row for gpu={gpu!r}, model={model!r} (allowed: {degrees})")
+    return [row for row in rows if (row.gpu, row.model) == (gpu, model)]
 
 
-def group_latency(row: CatalogueRow, dp: int) -> LatencyModel:
-    """Coefficients of one rank of a data-parallel group.
+def _estimate(base: CatalogueRow, dp: int, ep: int | None) -> CatalogueRow:
+    """Compose what nobody measured from one row, whose terms stay together.
 
-    vLLM spreads a layer's experts over all ``tp * dp`` GPUs of a group, so the expert terms are those of the row with
-    that expert-parallel degree. Where none was measured, each rank reads and computes ``1 / dp`` of the experts.
+    Spread over ``dp / base.dp`` times as many GPUs, the experts cost each that much less. The KV capacity stays that of
+    the row: experts that are elsewhere leave more, but how much of the weights they are the row does not tell.
     """
-    if dp == 1 or row.latency.moe_we_s == 0.0:
-        return row.latency
-    spread = _spread_row(row, dp)
-    experts, share = (row.latency, dp) if spread is None else (spread.latency, 1)
-    return replace(row.latency, moe_we_s=experts.moe_we_s / share, moe_g_s_per_tok=experts.moe_g_s_per_tok / share)
+    share = dp // base.dp
+    whole = base.has_experts and base.ep == base.tp * base.dp
+    spread = base.tp * dp if whole else 1
+    missing = ([f"dp={dp}"] if share > 1 else []) + ([f"ep={ep}"] if ep not in (None, spread) else [])
+    part = "" if share == 1 else f", with 1/{share} of its expert terms" if base.has_experts else ", as if alone"
+    latency = replace(
+        base.latency,
+        moe_we_s=base.latency.moe_we_s / share,
+        moe_g_s_per_tok=base.latency.moe_g_s_per_tok / share,
+    )
+    return replace(
+        base,
+        tier=ESTIMATE_TIER,
+        dp=dp,
+        ep=spread if ep is None else ep,
+        latency=latency,
+        estimate=f"{' and '.join(missing)} not measured: each rank as in {base.key} (tier {base.tier}){part}",
+    )
 
 
-def group_kv_capacity_tokens(row: CatalogueRow, dp: int) -> int:
-    """KV capacity of one rank of a data-parallel group: experts that are elsewhere leave their memory to the cache.
+class BatchDefaults(NamedTuple):
+    """What ``vllm serve`` takes where nothing is said."""
 
-    Taken from the row with that expert-parallel degree, per GPU; the dense layers, which each rank holds whole, are
-    then counted as spread too (a few percent too many tokens).
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+def batch_defaults(gpu: str) -> BatchDefaults:
+    """Return what ``vllm serve`` takes on a GPU where nothing is said.
+
+    The rule is vLLM's own (``EngineArgs.get_batch_defaults``, API server): 1,024 sequences and 8,192 tokens from 70 GiB of
+    memory, 16,384 from 160 GiB (since v0.28); 256 and 2,048 with less, and on every A100, where larger iterations cost
+    throughput (vLLM's pull request 17885). The memory is that of ``gpus.csv``.
+
+    Raises
+    ------
+    UserError
+        The GPU's memory is not known.
     """
-    spread = None if dp == 1 or row.latency.moe_we_s == 0.0 else _spread_row(row, dp)
-    return row.kv_capacity_tokens if spread is None else spread.kv_capacity_tokens * row.tp // spread.tp
+    known = {record["gpu"]: record for record in _gpus()}
+    if gpu not in known:
+        raise UserError(
+            f"gpu={gpu!r}: its memory is not known, and with it vLLM's defaults; give max_num_batched_tokens and "
+            f"max_num_seqs{did_you_mean(gpu, known)}"
+        )
+    memory_gib, budget = float(known[gpu]["memory_gib"]), known[gpu]["max_num_batched_tokens"]
+    if memory_gib < 70.0 or "a100" in gpu.lower():
+        return BatchDefaults(int(budget or 2048), 256)
+    return BatchDefaults(8192 if memory_gib < 160.0 else 16384, 1024)
 
 
-def _spread_row(row: CatalogueRow, dp: int) -> CatalogueRow | None:
-    """Find the same model on the same GPU with its experts spread over ``tp * dp`` GPUs."""
-    wanted = (row.tier, row.gpu, row.model, row.tp * dp)
-    return next((other for other in catalogue() if (other.tier, other.gpu, other.model, other.ep) == wanted), None)
+@functools.cache
+def _gpus() -> list[dict[str, str]]:
+    return _read_csv("gpus.csv")

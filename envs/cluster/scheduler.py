@@ -122,6 +122,7 @@ class Scheduler:
     Parameters
     ----------
     args : EngineArgs
+        Resolved, as those of an `InstanceSpec` are.
     num_gpu_blocks : int
         KV blocks, the null block included.
     max_model_len : int
@@ -129,7 +130,11 @@ class Scheduler:
     """
 
     def __init__(self, args: EngineArgs, num_gpu_blocks: int, max_model_len: int) -> None:
+        if args.max_num_batched_tokens is None or args.max_num_seqs is None:
+            raise ValueError(f"{args}: only an InstanceSpec knows the GPU's defaults; take its engine")
         self.args = args
+        self.max_num_batched_tokens = args.max_num_batched_tokens
+        self.max_num_seqs = args.max_num_seqs
         self.max_model_len = max_model_len
         self.watermark_blocks = int(args.watermark * num_gpu_blocks)
         self.pool = BlockPool(num_gpu_blocks)
@@ -173,7 +178,7 @@ class Scheduler:
 
     def _schedule_running(self, plan: StepPlan) -> int:
         """Give each running request its tokens, in order of admission; return the budget left."""
-        budget = self.args.max_num_batched_tokens
+        budget = self.max_num_batched_tokens
         position = 0
         while position < len(self.running) and budget > 0:
             request = self.running[position]
@@ -242,7 +247,7 @@ class Scheduler:
 
     def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
         """Admit from the head of the queue while budget, sequences and blocks last."""
-        while self.waiting and budget > 0 and len(self.running) < self.args.max_num_seqs:
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
             hits = self._lookup(request)
             hit_tokens = len(hits) * self.args.block_size

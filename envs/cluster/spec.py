@@ -10,13 +10,15 @@ from fleetgym.envs.cluster.latency import (
     CatalogueRow,
     LatencyModel,
     LatencyTables,
+    batch_defaults,
     find_row,
-    group_kv_capacity_tokens,
-    group_latency,
     iteration_seconds,
     latency_tables,
 )
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.presets import default_preset
+
+_SLO = default_preset("slo")
 
 
 def _at_least(name: str, value: float, minimum: float) -> None:
@@ -30,10 +32,10 @@ class EngineArgs:
 
     Attributes
     ----------
-    max_num_batched_tokens : int
-        Token budget of one iteration.
-    max_num_seqs : int
-        Requests in the running list at most.
+    max_num_batched_tokens : int or None
+        Token budget of one iteration; None: what ``vllm serve`` takes on the GPU, see `EngineArgs.on`.
+    max_num_seqs : int or None
+        Requests in the running list at most; None likewise, but never more than the token budget.
     max_model_len : int or None
         Longest prompt + output in tokens; None: as many as the KV cache holds.
     block_size : int
@@ -55,8 +57,8 @@ class EngineArgs:
         Pad the token count of an iteration to the next captured CUDA-graph size.
     """
 
-    max_num_batched_tokens: int = 2048
-    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
     max_model_len: int | None = None
     block_size: int = 16
     num_gpu_blocks: int | None = None
@@ -68,8 +70,10 @@ class EngineArgs:
     cuda_graph_padding: bool = True
 
     def __post_init__(self) -> None:
-        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
-        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        if self.max_num_batched_tokens is not None:
+            _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        if self.max_num_seqs is not None:
+            _at_least("max_num_seqs", self.max_num_seqs, 1)
         _at_least("block_size", self.block_size, 1)
         if self.max_model_len is not None:
             _at_least("max_model_len", self.max_model_len, 2)
@@ -79,6 +83,24 @@ class EngineArgs:
             raise UserError(f"watermark={self.watermark!r}: must lie in [0, 1)")
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise UserError(f"scheduling_policy={self.scheduling_policy!r}: allowed: fcfs, priority")
+
+    def on(self, gpu: str) -> EngineArgs:
+        """Return these settings on a GPU: what is None and depends on the GPU becomes vLLM's default there.
+
+        Raises
+        ------
+        UserError
+            The default is needed and the GPU's memory is not known.
+        """
+        if self.max_num_batched_tokens is not None and self.max_num_seqs is not None:
+            return self
+        defaults = batch_defaults(gpu)
+        tokens = self.max_num_batched_tokens or defaults.max_num_batched_tokens
+        return replace(
+            self,
+            max_num_batched_tokens=tokens,
+            max_num_seqs=self.max_num_seqs or min(defaults.max_num_seqs, tokens),
+        )
 
 
 @dataclass(frozen=True)
@@ -93,11 +115,15 @@ class InstanceSpec:
         How many such instances.
     dp : int
         Data-parallel ranks that move in lock step behind one endpoint.
+    ep : int or None
+        GPUs that a layer's experts are spread over whole: ``tp * dp`` with vLLM's ``enable_expert_parallel``, else 1.
+        None: as the group was measured.
     tier : str or None
         Catalogue tier; None takes the most trusted one.
     latency_scale : float
         Extra factor on every iteration time (1.0: the catalogue's own scale).
     engine : EngineArgs
+        Here resolved: where the GPU decides, None has become vLLM's default for it.
     latency : LatencyModel or None
         Replaces the catalogue row's coefficients.
     """
@@ -107,6 +133,7 @@ class InstanceSpec:
     tp: int = 1
     count: int = 1
     dp: int = 1
+    ep: int | None = None
     tier: str | None = None
     latency_scale: float = 1.0
     engine: EngineArgs = field(default_factory=EngineArgs)
@@ -118,8 +145,11 @@ class InstanceSpec:
         _at_least("dp", self.dp, 1)
         if not self.latency_scale > 0.0:
             raise UserError(f"latency_scale={self.latency_scale!r}: must be positive")
-        if self.latency is None or self.engine.num_gpu_blocks is None:
-            find_row(self.gpu, self.model, self.tp, self.tier)
+        if self.ep is not None:
+            _at_least("ep", self.ep, 1)
+        if self.needs_row:
+            _ = self.row
+        object.__setattr__(self, "engine", self.engine.on(self.gpu))
         if self.max_model_len > self.kv_capacity_tokens:
             raise UserError(
                 f"max_model_len={self.max_model_len}: must be at most the KV capacity of "
@@ -127,16 +157,47 @@ class InstanceSpec:
             )
 
     @property
+    def needs_row(self) -> bool:
+        """Whether latency or KV capacity come from the catalogue."""
+        return self.latency is None or self.engine.num_gpu_blocks is None
+
+    @property
     def row(self) -> CatalogueRow:
-        """The catalogue row."""
-        return find_row(self.gpu, self.model, self.tp, self.tier)
+        """The catalogue row, or what was composed for lack of one."""
+        return find_row(self.gpu, self.model, self.tp, dp=self.dp, ep=self.ep, tier=self.tier)
+
+    @property
+    def label(self) -> str:
+        """``gpu model tpN``, with its ranks if it is a group and its tier if it is an estimate."""
+        ranks = f" dp{self.dp}" if self.dp > 1 else ""
+        estimate = f" (estimate, tier {self.row.tier})" if self.estimate else ""
+        return f"{self.gpu} {self.model} tp{self.tp}{ranks}{estimate}"
+
+    @property
+    def estimate(self) -> str:
+        """What about the hardware was never measured, in one line; empty if nothing."""
+        if not self.needs_row or not self.row.estimate:
+            return ""
+        return f"ESTIMATE, tier {self.row.tier}, {self.row.key}: {self.row.estimate}"
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Token budget of one iteration on one rank."""
+        assert self.engine.max_num_batched_tokens is not None
+        return self.engine.max_num_batched_tokens
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Most requests in the running list of one rank."""
+        assert self.engine.max_num_seqs is not None
+        return self.engine.max_num_seqs
 
     @property
     def num_gpu_blocks(self) -> int:
         """KV blocks per rank, the null block included."""
         if self.engine.num_gpu_blocks is not None:
             return self.engine.num_gpu_blocks
-        return group_kv_capacity_tokens(self.row, self.dp) // self.engine.block_size
+        return self.row.kv_capacity_tokens // self.engine.block_size
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -151,7 +212,7 @@ class InstanceSpec:
     @property
     def prefill_tokens_per_s(self) -> float:
         """Prompt tokens per second of one full, prefill-only iteration, all ranks together."""
-        tokens = self.engine.max_num_batched_tokens
+        tokens = self.max_num_batched_tokens
         tables = self.tables()
         seconds = iteration_seconds(tables, 0, tokens, 0, tokens * (tokens + 1)) + tables.moe_s[-1]
         return self.dp * tokens / float(seconds)
@@ -159,21 +220,21 @@ class InstanceSpec:
     @property
     def decode_tokens_per_s(self) -> float:
         """Output tokens per second of a decode iteration of 32 sequences of 1,024 tokens, all ranks together."""
-        batch = min(32, self.engine.max_num_seqs, self.engine.max_num_batched_tokens)
+        batch = min(32, self.max_num_seqs, self.max_num_batched_tokens)
         tables = self.tables()
         moe = tables.moe_s[min(self.dp * batch, len(tables.moe_s) - 1)]
         return self.dp * batch / float(iteration_seconds(tables, batch, 0, batch * 1024, 0) + moe)
 
     def tables(self) -> LatencyTables:
         """Iteration-latency tables of one rank."""
-        model = self.latency or group_latency(self.row, self.dp)
+        model = self.latency or self.row.latency
         scaled = replace(
             model, **{k: v * (1.0 if k == "moe_q" else self.latency_scale) for k, v in vars(model).items()}
         )
         return latency_tables(
             scaled,
-            self.engine.max_num_batched_tokens,
-            self.engine.max_num_seqs,
+            self.max_num_batched_tokens,
+            self.max_num_seqs,
             self.engine.cuda_graph_padding,
             self.dp,
         )
@@ -196,6 +257,16 @@ class ClusterSpec:
         return tuple(replace(group, count=1) for group in self.instances for _ in range(group.count))
 
     @property
+    def label(self) -> str:
+        """The groups with their hardware, as in ``4 x RTXPRO6000 Llama-3.1-8B tp1, ...``."""
+        return ", ".join(f"{group.count} x {group.label}" for group in self.instances)
+
+    @property
+    def estimates(self) -> tuple[str, ...]:
+        """What about the hardware was never measured, one line each; every command that simulates it prints them."""
+        return tuple(dict.fromkeys(group.estimate for group in self.instances if group.estimate))
+
+    @property
     def num_instances(self) -> int:
         """N, the number of endpoints that a router chooses from."""
         return sum(group.count for group in self.instances)
@@ -206,12 +277,12 @@ class Slo:
     """Latency objectives of a request; that of TTFT grows with the prompt (SMetric: by 62.5 ms per 1,000 tokens).
 
     A request meets its SLO when ``TTFT <= ttft_s + ttft_s_per_1k_prompt_tokens * prompt / 1000`` and
-    its mean TPOT is at most ``tpot_s``.
+    its mean TPOT is at most ``tpot_s``. What is not given is as in the default of ``conf/slo``.
     """
 
-    ttft_s: float = 0.5
-    ttft_s_per_1k_prompt_tokens: float = 0.0625
-    tpot_s: float = 0.05
+    ttft_s: float = _SLO["ttft_s"]
+    ttft_s_per_1k_prompt_tokens: float = _SLO["ttft_s_per_1k_prompt_tokens"]
+    tpot_s: float = _SLO["tpot_s"]
 
     def __post_init__(self) -> None:
         for name in ("ttft_s", "tpot_s"):

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from gymnasium import spaces
@@ -14,24 +14,18 @@ from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import SIGNAL_NAMES, TERM_NAMES, default_engine, make_engine
 from fleetgym.envs.cluster.requests import Trace
-from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
+from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import FEATURE_BY_NAME, observation_space, select
+from fleetgym.envs.presets import default_preset, preset
 from fleetgym.envs.rewards import RewardSpec
 from fleetgym.envs.routing.load import saturation_rps
 from fleetgym.envs.workloads import Workload, make_workload
 
-DEFAULT_CLUSTER = ClusterSpec(
-    (
-        InstanceSpec("RTXPRO6000", "Llama-3.1-8B", tier="A", count=4),
-        InstanceSpec("RTX4090", "Llama-3.1-8B", tier="A", count=4),
-    ),
-    name="rtxpro6000_x4_rtx4090_x4",
-)
-DEFAULT_WORKLOAD: Mapping[str, Any] = {"kind": "synthetic"}
-DEFAULT_LOAD = 0.85
-DEFAULT_FAILURE_S = 60.0
+T = TypeVar("T")
+_ENV = default_preset("env")
+_FAILURE_S: float = default_preset("scenario")["scenario"]["failure_s"]
 
 
 @dataclass(frozen=True)
@@ -81,30 +75,45 @@ def _pair(name: str, value: Any, low: float, high: float) -> Any:
     return pair
 
 
+def _fields(group: str, value: Any) -> Any:
+    """Turn None into the fields of the default preset and a name into those of its preset; leave all else."""
+    if value is None:
+        return default_preset(group)
+    return preset(group, value) if isinstance(value, str) else value
+
+
+def _built(cls: type[T], group: str, value: Any) -> T:
+    fields = _fields(group, value)
+    return fields if isinstance(fields, cls) else build(cls, fields, group)
+
+
 def resolve(
     *,
-    cluster: ClusterSpec | Mapping[str, Any] | None = None,
-    workload: Workload | Mapping[str, Any] | None = None,
-    num_requests: int | None = 1000,
-    load: float | Sequence[float] | None = DEFAULT_LOAD,
-    available: int | Sequence[int] | None = None,
-    features: Sequence[str] | None = None,
+    cluster: ClusterSpec | Mapping[str, Any] | str | None = None,
+    workload: Workload | Mapping[str, Any] | str | None = None,
+    num_requests: int | None = _ENV["num_requests"],
+    load: float | Sequence[float] | None = _ENV["load"],
+    available: int | Sequence[int] | None = _ENV["available"],
+    features: Sequence[str] | None = _ENV["features"],
     oracle: bool = False,
-    reward: RewardSpec | Mapping[str, Any] | None = None,
-    slo: Slo | Mapping[str, Any] | None = None,
-    failure_s: float = DEFAULT_FAILURE_S,
+    reward: RewardSpec | Mapping[str, Any] | str | None = None,
+    slo: Slo | Mapping[str, Any] | str | None = None,
+    failure_s: float = _FAILURE_S,
     engine: str | None = None,
 ) -> RoutingConfig:
-    """Validate the arguments of an environment; mappings are built into their dataclasses.
+    """Validate the arguments of an environment; names and mappings are built into their dataclasses.
+
+    A name is a preset of `fleetgym.envs.presets`; what is not given is the command line's default.
 
     Raises
     ------
     UserError
         Naming the field, the value and what is allowed.
     """
-    spec = DEFAULT_CLUSTER if cluster is None else cluster
-    spec = spec if isinstance(spec, ClusterSpec) else build(ClusterSpec, spec, "cluster")
-    source = DEFAULT_WORKLOAD if workload is None else workload
+    spec = _built(ClusterSpec, "cluster", cluster)
+    source = _fields("workload", workload)
+    if not isinstance(source, Workload | Mapping):
+        raise UserError(f"workload={workload!r}: expected a name, a mapping of fields or a Workload")
     if num_requests is not None and num_requests < 2:
         raise UserError(f"num_requests={num_requests}: must be at least 2")
     if isinstance(failure_s, bool) or not isinstance(failure_s, (int, float)) or not 0.0 < failure_s < math.inf:
@@ -119,8 +128,8 @@ def resolve(
         load=_pair("load", load, 0.01, 10.0),
         available=_pair("available", available, 1, spec.num_instances),
         features=tuple(f.name for f in select(features, oracle=oracle)),
-        reward=reward if isinstance(reward, RewardSpec) else build(RewardSpec, reward or {}, "reward"),
-        slo=slo if isinstance(slo, Slo) else build(Slo, slo or {}, "slo"),
+        reward=_built(RewardSpec, "reward", reward),
+        slo=_built(Slo, "slo", slo),
         failure_s=float(failure_s),
         engine=engine or default_engine(),
     )

@@ -59,10 +59,13 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     Arguments
     ---------
-    cluster : ClusterSpec or mapping
-        The fleet; default 4 x RTX PRO 6000 and 4 x RTX 4090 with Llama-3.1-8B.
-    workload : Workload or mapping
-        Where requests come from; default: synthetic, fitted to the Azure conversation trace.
+    A name is one of the command line's (``cluster="a100_llama3_8b_x8"`` here, ``cluster=a100_llama3_8b_x8`` there), and
+    the defaults are the command line's too (``conf/routing.yaml``).
+
+    cluster : ClusterSpec, mapping or name
+        The fleet; default ``rtxpro6000_x4_rtx4090_x4``: 4 x RTX PRO 6000 and 4 x RTX 4090 with Llama-3.1-8B.
+    workload : Workload, mapping or name
+        Where requests come from; default ``synthetic``, fitted to the Azure conversation trace.
     num_requests : int or None, default 1000
         Decisions of an episode; None: all requests of the workload.
     load : float, [float, float] or None, default 0.85
@@ -74,8 +77,10 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         Columns of the observation.
     oracle : bool, default False
         Allow privileged features.
-    reward : RewardSpec or mapping
-    slo : Slo or mapping
+    reward : RewardSpec, mapping or name
+        Weights of the terms; default ``default``. A mapping changes some of the default's.
+    slo : Slo, mapping or name
+        Latency objectives; default ``default``. A mapping changes some of the default's.
     engine : {"kernel", "reference"}, optional
         Compiled or SimPy engine; same numbers, bit for bit. Default: ``kernel``, or what the environment
         variable ``FLEETGYM_ENGINE`` says.
@@ -83,7 +88,8 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     Version history
     ---------------
-    * v0: first version.
+    * v0: first version. Defaults have changed since, dynamics have not: they are the command line's (the fleet was of
+      tier A), and an instance takes vLLM's own token budget and number of sequences for its GPU (2,048 and 256 on all).
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # type: ignore[misc]

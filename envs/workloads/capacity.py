@@ -55,7 +55,7 @@ def recorded_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_kv_blocks(
-    run: MeasuredRun, args: EngineArgs, dp: int, *, given: int | None, seqs_known: bool, catalogue_tokens: int
+    run: MeasuredRun, args: EngineArgs, dp: int, *, given: int | None, max_num_seqs: int | None, catalogue_tokens: int
 ) -> KvBlocks:
     """Decide on the KV blocks of one rank: given, recorded, reconstructed from the run, or the catalogue's estimate.
 
@@ -68,8 +68,8 @@ def find_kv_blocks(
         Data-parallel ranks.
     given : int or None
         The user's own number.
-    seqs_known : bool
-        Whether ``max_num_seqs`` is the server's; a wrong one would be taken for a full cache.
+    max_num_seqs : int or None
+        The server's; None if unknown: a wrong one would be taken for a full cache.
     catalogue_tokens : int
         The catalogue's estimate of one rank's KV capacity.
     """
@@ -79,8 +79,8 @@ def find_kv_blocks(
     if recorded is not None:
         return recorded
     estimate = _from_usage(run, args, dp)
-    if estimate is None and dp == 1 and seqs_known:  # ranks fill up one by one, which their sums do not show
-        estimate = _from_saturation(run, args)
+    if estimate is None and dp == 1 and max_num_seqs is not None:  # ranks fill up one by one; their sums do not show it
+        estimate = _from_saturation(run, args, max_num_seqs)
     blocks = catalogue_tokens // args.block_size
     if estimate is None:
         return KvBlocks(blocks, "catalogue", f"ESTIMATED from the catalogue: {CATALOGUE_RULE}")
@@ -139,7 +139,7 @@ def _from_usage(run: MeasuredRun, args: EngineArgs, dp: int) -> KvBlocks | None:
     return KvBlocks(blocks, "kv_usage", "ESTIMATED: blocks held by the requests over the recorded kv_cache_pct")
 
 
-def _from_saturation(run: MeasuredRun, args: EngineArgs) -> KvBlocks | None:
+def _from_saturation(run: MeasuredRun, args: EngineArgs, max_num_seqs: int) -> KvBlocks | None:
     """Blocks = what the requests held while the cache, not ``max_num_seqs``, kept others waiting.
 
     The head of the queue did not fit, so what was left free lay between nothing and its need: half a prompt on
@@ -152,7 +152,7 @@ def _from_saturation(run: MeasuredRun, args: EngineArgs) -> KvBlocks | None:
     alive = ((run.first_token_s <= times[:, None]) & (times[:, None] < run.finish_s)).sum(axis=1)
     # A preempted request is alive but holds nothing.
     held = held_blocks(run, times, args.block_size) * np.minimum(1.0, series.running / np.maximum(alive, 1))
-    bound = (series.waiting > 0) & (series.running < BOUND_SHARE * args.max_num_seqs)
+    bound = (series.waiting > 0) & (series.running < BOUND_SHARE * max_num_seqs)
     full = bound & (held >= FULL_SHARE * held.max())
     if full.sum() < max(MIN_TICKS, MIN_TICK_SHARE * len(times)):
         return None

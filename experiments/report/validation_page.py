@@ -99,7 +99,6 @@ def page(replay: Replay, simulation: Simulation, errors: ErrorTable, picture: st
     """Return the page as HTML; ``picture`` is the PNG in base64."""
     facts = replay.facts()
     judged, total = facts["requests"]["judged"], facts["requests"]["total"]
-    parallel = f"tp={facts['tp']}, dp={facts['dp']}"
     title = escape(f"{replay.run.name}: measured and simulated")
     settings = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td><td>{escape(origin)}</td></tr>"
@@ -109,9 +108,9 @@ def page(replay: Replay, simulation: Simulation, errors: ErrorTable, picture: st
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{STYLE}</style></head><body><main>
 <h1>{title}</h1>
-<p class="soft">{escape(facts["gpu"])}, {escape(facts["model"])}, {parallel}; catalogue tier {escape(facts["tier"])},
-scale {facts["catalogue_scale"]:g}; {judged} of {total} requests compared; {simulation.preemptions} preemptions and
-{simulation.cached_tokens} cached prompt tokens in the simulation.</p>
+<p class="soft">{"Composed" if facts["estimate"] else "Catalogue row"} {escape(facts["catalogue_row"])}, tier
+{escape(facts["tier"])}, scale {facts["catalogue_scale"]:g}: {escape(facts["provenance"])}; {judged} of {total} requests
+compared; {simulation.preemptions} preemptions and {simulation.cached_tokens} cached prompt tokens in the simulation.</p>
 {"".join(f'<p class="note">{escape(note)}</p>' for note in replay.notes)}
 <h2>Error</h2><div class="card"><table>{_table(errors)}</table></div>
 <h2>Distributions and load</h2>

@@ -89,7 +89,7 @@ class KernelEngine(Engine):
             inst=np.zeros(shape, INSTANCE),
             env=np.zeros(batch, CLUSTER),
             classes=np.zeros((*shape, max(spec.engine.block_size for spec in specs)), np.int32),
-            heap=np.zeros((*shape, max(spec.engine.max_num_seqs for spec in specs) + 1), np.int64),
+            heap=np.zeros((*shape, max(spec.max_num_seqs for spec in specs) + 1), np.int64),
             gaps=np.zeros((batch, GAP_BINS), np.uint32),
             spec=np.array([_spec_row(spec) for spec in specs], SPEC),
             tables=_stack_tables(specs),
@@ -295,8 +295,8 @@ def _spec_row(spec: InstanceSpec) -> tuple[float, ...]:
     args, tables = spec.engine, spec.tables()
     row = {
         "depth": 2 if args.async_scheduling else 1,
-        "max_tokens": args.max_num_batched_tokens,
-        "max_seqs": args.max_num_seqs,
+        "max_tokens": spec.max_num_batched_tokens,
+        "max_seqs": spec.max_num_seqs,
         "max_len": min(spec.max_model_len, spec.kv_capacity_tokens),
         "block_size": args.block_size,
         "usable": spec.num_gpu_blocks - 1,
@@ -304,7 +304,7 @@ def _spec_row(spec: InstanceSpec) -> tuple[float, ...]:
         "reserve": args.reserve_full_prompt,
         "by_priority": args.scheduling_policy == "priority",
         "caching": args.enable_prefix_caching,
-        "stall_limit": 4 * spec.dp * (spec.kv_capacity_tokens + args.max_num_batched_tokens) + 1000,
+        "stall_limit": 4 * spec.dp * (spec.kv_capacity_tokens + spec.max_num_batched_tokens) + 1000,
         "dp": spec.dp,
         "group_blocks": spec.dp * (spec.num_gpu_blocks - 1),
         "kv_capacity_tokens": spec.dp * spec.kv_capacity_tokens,
@@ -347,8 +347,10 @@ def _stack_tables(specs: list[InstanceSpec]) -> NDArray[np.float64]:
         out[0, index, :tokens] = one.decode_s
         out[1, index, :tokens] = one.mixed_s
         if groups:
-            args = specs[index].engine
+            spec = specs[index]
             out[2, index, : len(one.moe_s)] = one.moe_s
             out[2, index, len(one.moe_s) :] = one.moe_s[-1]
-            out[3, index, :tokens] = [pad_tokens(n, args.max_num_seqs, args.cuda_graph_padding) for n in range(tokens)]
+            out[3, index, :tokens] = [
+                pad_tokens(n, spec.max_num_seqs, spec.engine.cuda_graph_padding) for n in range(tokens)
+            ]
     return out
