@@ -27,6 +27,13 @@ def write(path: Path, cases: list[dict]) -> Path:
     return path
 
 
+def test_a_file_may_be_plain_with_any_line_end_and_blank_last_lines(tmp_path):
+    cases = first_cases(2)
+    path = tmp_path / "cases"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*map(json.dumps, cases), "", ""]).encode())
+    assert list(load_cases(path)) == cases
+
+
 def first_cases(count: int) -> list[dict]:
     return [case for case, _ in zip(load_cases(PUBLIC), range(count), strict=False)]
 

@@ -301,10 +301,14 @@ def fit_chains(blocks: ChainBlocks | None, cluster: ClusterSpec) -> ChainFit:
             "of its lists: say workload.block_size=..., or set enable_prefix_caching=false"
         )
     if blocks.size != block_size and (not blocks.stated or block_size % blocks.size):
-        way = f"say workload.block_size={blocks.size} to have them regrouped, or set " if block_size % blocks.size == 0 else "set "
+        source, way = "", ""
+        if not blocks.stated:
+            source = ", by the lengths of its lists"
+            way = f"say workload.block_size={blocks.size} to have them regrouped, or " if block_size % blocks.size == 0 else ""
+            way = way or "say workload.block_size=... if they do not, or "
         raise UserError(
-            f"{where}: the block ids of the trace name blocks of {blocks.size} tokens: {way}"
-            f"engine.block_size={blocks.size}, or enable_prefix_caching=false"
+            f"{where}: the block ids of the trace name blocks of {blocks.size} tokens{source}: {way}"
+            f"set engine.block_size={blocks.size}, or enable_prefix_caching=false"
         )
     return ChainFit(blocks.size, block_size, caching=True, declared=True)
 

@@ -44,11 +44,12 @@ def read_azure(path: Path) -> Trace:
     UserError
         Wrong header, empty file, malformed row, non-positive length or a time that goes back.
     """
-    lines = pl.Series("line", text_lines(path), pl.String)
+    text = text_lines(path)
+    lines = pl.Series("line", text, pl.String)
     if lines.is_empty() or lines[0].strip() != AZURE_HEADER:
         got = None if lines.is_empty() else lines[0]
         if got is not None:
-            refuse_foreign(path, got, "azure")
+            refuse_foreign(path, got, "azure", "\n".join(text))
         raise UserError(f"{path}:1: header {str(got)[:80] if got else got!r}: expected {AZURE_HEADER!r}")
     lines = lines[1:]
     if lines.is_empty():
@@ -229,7 +230,9 @@ class _Clock:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e30:
             raise UserError(f"{where}: {self._name}={value!r}: must be a time of at least 0, a number of {self._unit}")
         since_1970 = epoch_unit(value)
-        scaled = value * UNIT_NS[self._unit]
+        # The whole part by itself: a double of seconds since 1970 times 10^9 is off by 128 ns and more.
+        whole = int(value)
+        scaled = whole * UNIT_NS[self._unit] + round((value - whole) * UNIT_NS[self._unit])
         doubtful = self._first and not self._stated and since_1970 not in (None, self._unit)
         if doubtful or scaled >= _LATEST_NS:
             hint = f": this looks like {_UNIT_NAMES[since_1970]} since 1970: say workload.time_unit={since_1970}"
@@ -238,8 +241,8 @@ class _Clock:
                 f"{hint if since_1970 else ''}"
             )
         self._first = False
-        self._whole = self._whole and float(value).is_integer()
-        return scaled if isinstance(value, int) else round(scaled)
+        self._whole = self._whole and value == whole
+        return scaled
 
     def check(self, times_ns: NDArray[np.int64]) -> None:
         """Refuse an impossible rate, and note a strange one; ``times_ns`` are in order."""
