@@ -38,8 +38,12 @@ FILE_KINDS = (
         "run `git lfs pull` where it was cloned, or download the file's raw address",
     ),
     FileKind("a web page", (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body"), "download the file's raw address"),
-    FileKind("a Parquet file", (b"par1",), "write it as JSON lines, for example polars.read_parquet(...).write_ndjson(...)"),
-    FileKind("an Arrow file", (b"arrow1",), "write it as JSON lines, for example polars.read_ipc(...).write_ndjson(...)"),
+    FileKind(
+        "a Parquet file", (b"par1",), "write it as JSON lines, for example polars.read_parquet(...).write_ndjson(...)"
+    ),
+    FileKind(
+        "an Arrow file", (b"arrow1",), "write it as JSON lines, for example polars.read_ipc(...).write_ndjson(...)"
+    ),
     FileKind("a zip archive", (b"pk\x03\x04", b"pk\x05\x06"), _UNPACK),
     FileKind("packed with zstandard", (b"\x28\xb5\x2f\xfd",), _UNPACK),
     FileKind("packed with xz", (b"\xfd7zxz\x00",), _UNPACK),

@@ -77,7 +77,9 @@ def request_records(bench: dict[str, Any], where: Path) -> list[dict[str, Any]]:
     rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
     records = [_record(f"{where}: request {index}", row) for index, row in enumerate(rows)]
     if not any(bench["itls"]) and any(record["e2e_s"] and record["output_tokens"] > 1 for record in records):
-        raise UserError(f"{where}: itls: no request has any, so that nothing tells when answers ended: let the client stream")
+        raise UserError(
+            f"{where}: itls: no request has any, so that nothing tells when answers ended: let the client stream"
+        )
     records.sort(key=lambda record: float(record["arrival_s"]))
     first = records[0]["arrival_s"]
     return [{**record, "arrival_s": record["arrival_s"] - first} for record in records]
@@ -105,7 +107,9 @@ def _record(where: str, row: dict[str, Any]) -> dict[str, Any]:
         return record
     gaps = row["itls"]
     if not isinstance(gaps, list):
-        raise UserError(f"{where}: itls={gaps!r}: must be the list of this request's gaps; one flat list tells no request's end")
+        raise UserError(
+            f"{where}: itls={gaps!r}: must be the list of this request's gaps; one flat list tells no request's end"
+        )
     first = _seconds(where, "ttfts", row["ttfts"])
     if first == 0.0:
         raise UserError(f"{where}: ttfts=0 with output_lens={output}: the client saw no first token: let it stream")
@@ -129,7 +133,9 @@ def _load(path: Path) -> dict[str, Any]:
         bench = json.loads(text)
     except (ValueError, RecursionError) as error:
         if str(error).startswith("Extra data") and text.lstrip().startswith("{"):
-            raise UserError(f"{path}: holds several results, as --append-result writes them: keep one of them") from None
+            raise UserError(
+                f"{path}: holds several results, as --append-result writes them: keep one of them"
+            ) from None
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(bench, dict):
         raise UserError(f"{path}: must hold one JSON object")

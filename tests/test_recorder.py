@@ -84,14 +84,19 @@ def test_a_bench_result_becomes_a_measured_run_in_arrival_order(tmp_path: Path) 
         ({name: [] for name in record_bench.LISTS}, "holds no request"),
         ({"errors": ["", ""]}, "lists of different lengths"),
         ({"errors": "timed out"}, "lists of different lengths"),
-        ({"ttfts": [0.25, None, 0.0]}, "request 1: ttfts=None: must be a number of seconds of at least 0, or the request"),
+        (
+            {"ttfts": [0.25, None, 0.0]},
+            "request 1: ttfts=None: must be a number of seconds of at least 0, or the request",
+        ),
         ({"ttfts": [0.25, float("nan"), 0.0]}, "request 1: ttfts=nan: must be a number of seconds"),
         ({"ttfts": [0.25, "0.5", 0.0]}, "request 1: ttfts='0.5': must be a number of seconds"),
         ({"ttfts": [0.25, -0.5, 0.0]}, "request 1: ttfts=-0.5: must be a number of seconds"),
         ({"ttfts": [0.25, 0.0, 0.0]}, "request 1: ttfts=0 with output_lens=2: the client saw no first token"),
         ({"itls": [0.1, 0.2, 0.05]}, "request 0: itls=0.1: must be the list of this request's gaps"),
-        ({"itls": [0.1, 0.2]}, "lists of different lengths: {'start_times': 3, 'input_lens': 3, 'output_lens': 3, "
-         "'ttfts': 3, 'itls': 2, 'errors': 3}; itls must be one list per request"),
+        (
+            {"itls": [0.1, 0.2]},
+            "'ttfts': 3, 'itls': 2, 'errors': 3}; itls must be one list per request",
+        ),
         ({"itls": [[0.1, None], [0.05], []]}, "request 0: itls=None: must be a number of seconds"),
         ({"itls": [[0.1, float("inf")], [0.05], []]}, "request 0: itls=inf: must be a number of seconds"),
         ({"itls": [[], [], []]}, "itls: no request has any"),
@@ -125,7 +130,10 @@ def test_a_result_without_the_per_request_lists_is_refused(
         ({"itls": [[0.3], [0.05], []]}, [0.55, 0.55, np.nan]),  # one chunk of two tokens
         ({"itls": [[0.1, 0.1, 0.1], [0.05], []]}, [0.55, 0.55, np.nan]),  # a first chunk without a token
         ({"itls": [[0.1, 0.2], [], []]}, [0.5, 0.55, np.nan]),  # all tokens in one chunk
-        ({"output_lens": [3, 1, 1], "itls": [[0.1, 0.2], [], []], "errors": ..., "ttfts": [0.25, 0.5, 1]}, [0.5, 0.55, 1]),
+        (
+            {"output_lens": [3, 1, 1], "itls": [[0.1, 0.2], [], []], "errors": ..., "ttfts": [0.25, 0.5, 1]},
+            [0.5, 0.55, 1],
+        ),
     ],
 )
 def test_every_shape_of_a_result_is_read(tmp_path: Path, changes: dict[str, Any], e2e_s: list[float]) -> None:
@@ -234,7 +242,11 @@ def test_a_workload_that_contradicts_the_requests_is_refused(tmp_path: Path) -> 
         ("meta_json", "{", "not JSON"),
         ("meta_json", '{"engine_kwargs": 3}', "must be an object"),
         ("timeseries_csv", "t,running\n1,2\n", "column 'waiting' is missing"),
-        ("timeseries_csv", "t,running,waiting\n1,2,many\n", r"timeseries\.csv:2: waiting='many': cannot be read as numbers"),
+        (
+            "timeseries_csv",
+            "t,running,waiting\n1,2,many\n",
+            r"timeseries\.csv:2: waiting='many': cannot be read as numbers",
+        ),
         ("timeseries_csv", "t,running,waiting\n1,2,3\n\n1,2\n", r"timeseries\.csv:4: waiting=None: cannot be read"),
         ("timeseries_csv", "t,running,waiting\nnan,2,3\n", r"timeseries\.csv:2: t='nan': cannot be read"),
         ("timeseries_csv", "", r"timeseries\.csv:1: column 't' is missing"),
@@ -249,7 +261,9 @@ def test_faulty_side_files_are_named(tmp_path: Path, name: str, text: str, messa
 def test_blocks_and_priorities_of_a_measured_run_are_used_as_in_workloads(tmp_path: Path) -> None:
     chains = [[2**63, 7], [2**63, 8]]
     runs = [
-        read_measured(write_folder(tmp_path / name, [plain(i, priority=i, **{name: ids}) for i, ids in enumerate(chains)]))
+        read_measured(
+            write_folder(tmp_path / name, [plain(i, priority=i, **{name: ids}) for i, ids in enumerate(chains)])
+        )
         for name in ("block_ids", "prefix_block_ids")
     ]
     for run in runs:
@@ -271,7 +285,10 @@ def test_blocks_and_priorities_of_a_measured_run_are_used_as_in_workloads(tmp_pa
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (plain(block_ids=[1, 2, 3, 4]), r"jsonl:1: 4 block ids for 32 \+ 5 tokens: with block_size=16 there must be at most 2"),
+        (
+            plain(block_ids=[1, 2, 3, 4]),
+            r"jsonl:1: 4 block ids for 32 \+ 5 tokens: with block_size=16 there must be at most 2",
+        ),
         (plain(block_ids=[1, 2], prefix_block_ids=[1, 2]), r"jsonl:1: block_ids and prefix_block_ids: mean the same"),
         (plain(hash_ids=[1, 2]), r"jsonl:1: hash_ids: rename it to block_ids"),
         (plain(block_ids=[2**64]), r"jsonl:1: block_ids=.*at most 64 bits"),

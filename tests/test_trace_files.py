@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from fleetgym.envs.workloads import make_workload
 from fleetgym.envs.workloads.blocks import implied_block_size, label_chains, regroup
 from fleetgym.envs.workloads.data import locate
 from fleetgym.envs.workloads.formats import FORMATS, field_names, recognise
-from fleetgym.envs.workloads.readers import read_azure, read_jsonl, read_mooncake
+from fleetgym.envs.workloads.readers import AZURE_HEADER, read_azure, read_jsonl, read_mooncake
 from fleetgym.experiments import problem
 from fleetgym.experiments.config import compose_config
 
@@ -70,15 +71,16 @@ def read_m(path: Path, **options: Any) -> Trace:
 # --- one way to open a file -------------------------------------------------------------------------------------------
 
 SAMPLES: dict[str, tuple[Reader, str]] = {
-    "azure": (read_azure, "TIMESTAMP,ContextTokens,GeneratedTokens\n"
-              "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109"),
+    "azure": (read_azure, f"{AZURE_HEADER}\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,9"),
     "mooncake": (read_m, "\n".join(json.dumps(mooncake(3000 * i, hashes=(0, i + 1))) for i in range(3))),
     "jsonl": (read_jsonl, "\n".join(json.dumps(own(i, block_ids=[*range(7), 90 + i])) for i in range(3))),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-@pytest.mark.parametrize(("bom", "end", "blank", "packed"), list(itertools.product((0, 1), ("\n", "\r\n"), (0, 1, 3), (0, 1))))
+@pytest.mark.parametrize(
+    ("bom", "end", "blank", "packed"), list(itertools.product((0, 1), ("\n", "\r\n"), (0, 1, 3), (0, 1)))
+)
 def test_every_reader_reads_every_way_of_writing_a_file(
     tmp_path: Path, name: str, bom: int, end: str, blank: int, packed: int
 ) -> None:
@@ -105,7 +107,10 @@ def test_a_packed_data_set_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "azure_2023_code.csv.gz"
     path.write_bytes(gzip.compress(SAMPLES["azure"][1].encode()))
     assert locate(None, "azure_code") == path
-    assert make_workload({"kind": "azure", "dataset": "azure_code"}).episode(np.random.default_rng(0)).name == path.name[:-7]
+    assert (
+        make_workload({"kind": "azure", "dataset": "azure_code"}).episode(np.random.default_rng(0)).name
+        == path.name[:-7]
+    )
 
 
 @pytest.mark.parametrize("reader", [reader for reader, _ in SAMPLES.values()])
@@ -141,6 +146,13 @@ def test_empty_files_are_refused(tmp_path: Path, reader: Reader, data: bytes) ->
         reader(path)
 
 
+def trace_or_refusal(reader: Reader, path: Path) -> Trace | str:
+    try:
+        return reader(path)
+    except UserError as error:
+        return str(error)
+
+
 PIECES = st.sampled_from(
     [b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\r", b'"', b"\x00", b"\x1f", b"NaN", b"1e999", b"-1", b"9" * 400, b"\xff",
      b'{"timestamp": 0, "input_length": 3, "output_length": 1, "hash_ids": [1]}\n', b'"arrival_s": ', b'"block_ids": [',
@@ -155,13 +167,9 @@ def test_garbage_is_refused_and_never_crashes(tmp_path: Path, data: bytes, packe
     path = tmp_path / "garbage"
     path.write_bytes(gzip.compress(data) if packed else data)
     for reader, _ in SAMPLES.values():
-        try:
-            trace = reader(path)
-        except UserError as error:
-            assert "\n" not in str(error)
-            assert len(str(error)) < 700
-        else:
-            assert len(trace) > 0
+        result = trace_or_refusal(reader, path)
+        assert len(result) > 0
+        assert isinstance(result, Trace) or ("\n" not in result and len(result) < 700)
 
 
 def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
@@ -184,8 +192,7 @@ FOREIGN = [
     ("0,0.52,1.3,Weibull,0.6,3.2\n", "a ServeGen client's rates"),
     ('{"0": {"input_tokens": "{1: 0.5}", "output_tokens": "{2: 1}"}, "600": {}}', "a ServeGen client's lengths"),
     ("request_id,timestamp,input_tokens,output_tokens\n0,0.1,9,9\n", "a generated ServeGen workload"),
-    ('{"chat_id": 1, "parent_chat_id": -1, "timestamp": 61.1, "input_length": 521, "output_length": 1, "type": "text",'
-     ' "turn": 2, "hash_ids": [1089, 1090]}\n',
+    ('{"chat_id": 1, "parent_chat_id": -1, "timestamp": 6.1, "input_length": 5, "output_length": 1, "turn": 2, "type": ""}\n',
      "a Bailian .*times are seconds .*blocks are 16 tokens: rename timestamp .*drop chat_id.*workload.block_size=16"),
     ('{"request_id": 0, "type": "text", "input_length": 61, "output_length": 2370, "duration": 14000}\n',
      "an offline batch without arrival times: add an arrival_s"),
@@ -333,7 +340,8 @@ def test_bursts_of_equal_times_are_traffic(tmp_path: Path) -> None:
 
 @needs_traces
 @pytest.mark.parametrize(
-    ("kind", "dataset"), [("azure", "azure_conversation"), ("azure", "azure_code"), ("mooncake", "mooncake_conversation")]
+    ("kind", "dataset"),
+    [("azure", "azure_conversation"), ("azure", "azure_code"), ("mooncake", "mooncake_conversation")],
 )
 def test_public_traces_are_read_without_a_word(kind: str, dataset: str) -> None:
     workload = make_workload({"kind": kind, "dataset": dataset, "num_requests": 10})
@@ -380,7 +388,11 @@ def test_runs_of_consecutive_ids_stay_runs(first: int, cuts: list[int], order: A
     order.shuffle(lists)
     labelled = label_chains(lists)
     assert all((np.diff(chain) == 1).all() for chain in labelled)
-    ids = {value: label for chain, names in zip(lists, labelled, strict=True) for value, label in zip(chain, names, strict=True)}
+    ids = {
+        value: label
+        for chain, names in zip(lists, labelled, strict=True)
+        for value, label in zip(chain, names, strict=True)
+    }
     assert all(ids[value + 1] == label + 1 for value, label in ids.items() if value + 1 in ids)
 
 
@@ -462,7 +474,10 @@ def jsonl_of(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> dict
 def test_an_implied_block_size_that_differs_is_refused_at_the_start(tmp_path: Path, load: float | None) -> None:
     workload = jsonl_of(tmp_path, SIXTEEN)
     assert cached_tokens(environment(workload, fleet(16), load=load)) == [0, 16]
-    with pytest.raises(UserError, match=r"instances\[1\]\.engine\.block_size=32: .* blocks of 16 tokens, by .*say workload\.block_size=16"):
+    with pytest.raises(
+        UserError,
+        match=r"instances\[1\]\.engine\.block_size=32: .* blocks of 16 tokens, by .*say workload\.block_size=16",
+    ):
         environment(workload, ClusterSpec((*fleet(32, caching=False).instances, *fleet(32).instances)), load=load)
 
 
@@ -495,7 +510,9 @@ def test_a_block_size_that_nothing_tells_is_refused_only_where_someone_caches(tm
 
 
 def test_different_block_sizes_of_a_fleet_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"instances\[0\]\.engine\.block_size=16 and cluster\.instances\[1\].*=32: must be eq"):
+    with pytest.raises(
+        UserError, match=r"instances\[0\]\.engine\.block_size=16 and cluster\.instances\[1\].*=32: must be eq"
+    ):
         environment(jsonl_of(tmp_path, SIXTEEN), fleet(16, 32))
 
 
@@ -511,7 +528,11 @@ def test_a_workload_of_ones_own_must_say_what_its_ids_name(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        (own(7, block_ids=[1, 2, 3, 4, 5, 6, 7, 8, 9]), {"block_size": 16}, r":3: 9 block ids for 128 \+ 2 tokens: .*=16"),
+        (
+            own(7, block_ids=[1, 2, 3, 4, 5, 6, 7, 8, 9]),
+            {"block_size": 16},
+            r":3: 9 block ids for 128 \+ 2 tokens: .*=16",
+        ),
         (own(7, block_ids=list(range(1, 9)), block_size=32), {"block_size": 16}, r":3: block_size=32: must be 16"),
         (own(7, block_ids=list(range(1, 9)), block_size=0), {}, r":3: block_size=0: must be a whole number from 1"),
         (own(7, prompt=64, block_ids=[1, 2, 3, 4]), {"block_size": 8}, r": block_size=8: .* say 16 tokens per block"),
@@ -525,14 +546,20 @@ def test_lists_that_contradict_the_block_size_are_refused(
 
 
 def test_the_last_hash_of_a_list_may_name_a_partial_block_and_is_left_out(tmp_path: Path) -> None:
-    rows = [own(prompt=521, output=132, block_ids=list(range(33))), own(1, prompt=70, output=1, block_ids=[0, 1, 2, 3, 90])]
+    rows = [
+        own(prompt=521, output=132, block_ids=list(range(33))),
+        own(1, prompt=70, output=1, block_ids=[0, 1, 2, 3, 90]),
+    ]
     trace = read_jsonl(write_lines(tmp_path / "t", rows))
     assert trace.block_size == 16
     assert chains_of(trace) == [list(range(32)), [0, 1, 2, 3]]
 
 
 def test_a_chain_may_go_on_into_the_answer(tmp_path: Path) -> None:
-    rows = [own(prompt=64, output=40, block_ids=[1, 2, 3, 4, 5, 6]), own(9, prompt=112, block_ids=[1, 2, 3, 4, 5, 6, 7])]
+    rows = [
+        own(prompt=64, output=40, block_ids=[1, 2, 3, 4, 5, 6]),
+        own(9, prompt=112, block_ids=[1, 2, 3, 4, 5, 6, 7]),
+    ]
     trace = read_jsonl(write_lines(tmp_path / "t", rows))
     assert (trace.block_size, trace.block_size_stated) == (16, False)
     assert cached_tokens(environment(jsonl_of(tmp_path, rows), fleet(16))) == [0, 96]
@@ -550,9 +577,7 @@ def test_ids_that_name_content_alone_give_no_hit_behind_another_prefix(tmp_path:
     lengths=st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 300)), min_size=1, max_size=30),
     hashes=st.booleans(),
 )
-def test_an_implied_block_size_is_the_true_one_or_none(
-    size: int, lengths: list[tuple[int, int]], hashes: bool
-) -> None:
+def test_an_implied_block_size_is_the_true_one_or_none(size: int, lengths: list[tuple[int, int]], hashes: bool) -> None:
     prompts, outputs = np.array(lengths).T
     counts = -(-prompts // size) if hashes else prompts // size
     assert implied_block_size(counts, prompts, outputs) in (size, None)
@@ -617,7 +642,9 @@ def test_public_mooncake_hashes_imply_their_512_tokens() -> None:
 
 def test_lists_that_imply_a_size_that_the_engine_cannot_have_say_so(tmp_path: Path) -> None:
     workload = jsonl_of(tmp_path, [own(prompt=812, block_ids=[17, 18, 42])])
-    with pytest.raises(UserError, match=r"of 256 tokens, by the lengths of its lists: say workload\.block_size=\.\.\. if"):
+    with pytest.raises(
+        UserError, match=r"of 256 tokens, by the lengths of its lists: say workload\.block_size=\.\.\. if"
+    ):
         environment(workload, fleet(16))
 
 
@@ -641,3 +668,47 @@ def test_notes_are_given_once_per_command_and_faults_before_anything_is_written(
     with pytest.raises(UserError, match=r"block_size=32: .*blocks of 16 tokens"):
         problem.routing_problem(compose_config("routing", [*overrides, f"cluster.instances=[{group}]"]))
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+# --- the recipes of the docs ------------------------------------------------------------------------------------------
+
+DOC = (
+    (Path(__file__).parents[1] / "docs" / "workloads.md")
+    .read_text()
+    .partition("## Other formats")[2]
+    .partition("\n## ")[0]
+)
+BAILIAN = [
+    {"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 40, "output_length": 3, "type": "text", "turn": 1,
+     "hash_ids": [1, 2, 3]},
+    {"chat_id": 1, "parent_chat_id": 1, "timestamp": 2.0, "input_length": 64, "output_length": 3, "type": "text", "turn": 2,
+     "hash_ids": [1, 2, 4, 5]},
+]  # fmt: skip
+SOURCES = {
+    "Vidur": "arrived_at,num_prefill_tokens,num_decode_tokens\n0.5,40,3\n2.0,64,3\n",
+    "splitwise-sim": "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n"
+    "0,2,0,0.5,1,40,3\n1,2,0,2.0,1,64,3\n",
+    "BurstGPT": "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "0.5,ChatGPT,40,3,43,API log\n1,GPT-4,9,0,9,API log\n2,GPT-4,64,3,67,API log\n",
+    "ServeGen, generated": "request_id,timestamp,input_tokens,output_tokens\n1,2.0,64,3\n0,0.5,40,3\n",
+    "Bailian (Qwen) chats": "".join(json.dumps(row) + "\n" for row in BAILIAN),
+}
+CALLS = dict(re.findall(r"^\| ([^|]+) \| `(to_jsonl[^`]+)` \|$", DOC, re.MULTILINE))
+
+
+def test_every_recipe_has_a_source() -> None:
+    assert set(CALLS) == set(SOURCES)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_recipe_of_the_docs_makes_a_trace(tmp_path: Path, name: str) -> None:
+    (tmp_path / "source").write_text(SOURCES[name])
+    space: dict[str, Any] = {"source": tmp_path / "source", "target": tmp_path / "target.jsonl"}
+    exec(DOC.partition("```python")[2].partition("```")[0], space)  # noqa: S102
+    exec(CALLS[name], space)  # noqa: S102
+    trace = read_jsonl(space["target"], block_size=16 if "Bailian" in name else None)
+    assert gaps_s(trace) == [1.5]
+    assert trace.requests["prompt_tokens"].tolist() == [40, 64]
+    assert trace.requests["output_tokens"].tolist() == [3, 3]
+    if "Bailian" in name:
+        assert chains_of(trace) == [[1, 2], [1, 2, 4, 5]]

@@ -55,7 +55,7 @@ def id_list(where: str, record: dict[str, Any], name: str) -> list[int]:
     value = record[name]
     if not isinstance(value, list) or not all(type(item) is int for item in value):
         raise UserError(f"{where}: {name}={str(value)[:60]!r}: must be a list of whole numbers")
-    if value and not (-(2**63) <= min(value) and max(value) < 2**64):
+    if value and (min(value) < -(2**63) or max(value) >= 2**64):
         raise UserError(f"{where}: {name}={str(value)[:60]!r}: must be whole numbers of at most 64 bits")
     return value
 
@@ -90,7 +90,7 @@ def label_chains(lists: Sequence[Sequence[int]]) -> list[Ints]:
 
 
 def _small(ids: list[int]) -> Ints:
-    if not ids or (0 <= min(ids) and max(ids) < _LARGEST_KEPT):
+    if not ids or (min(ids) >= 0 and max(ids) < _LARGEST_KEPT):
         return np.array(ids, np.int64)
     names = dict.fromkeys(ids)  # in order of first appearance
     labels: dict[int, int] = {}
@@ -180,7 +180,12 @@ def full_blocks(wheres: Sequence[str], counts: Ints, prompts: Ints, outputs: Int
 
 
 def settle_blocks(
-    source: object, wheres: Sequence[str], lists: Sequence[Sequence[int]], prompts: Ints, outputs: Ints, stated: int | None
+    source: object,
+    wheres: Sequence[str],
+    lists: Sequence[Sequence[int]],
+    prompts: Ints,
+    outputs: Ints,
+    stated: int | None,
 ) -> tuple[list[Ints], int | None]:
     """Return the chains of full blocks, and the tokens of one: the stated number, else the implied one, else None.
 
@@ -304,7 +309,11 @@ def fit_chains(blocks: ChainBlocks | None, cluster: ClusterSpec) -> ChainFit:
         source, way = "", ""
         if not blocks.stated:
             source = ", by the lengths of its lists"
-            way = f"say workload.block_size={blocks.size} to have them regrouped, or " if block_size % blocks.size == 0 else ""
+            way = (
+                f"say workload.block_size={blocks.size} to have them regrouped, or "
+                if block_size % blocks.size == 0
+                else ""
+            )
             way = way or "say workload.block_size=... if they do not, or "
         raise UserError(
             f"{where}: the block ids of the trace name blocks of {blocks.size} tokens{source}: {way}"

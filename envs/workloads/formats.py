@@ -40,10 +40,10 @@ RENAMES = {
     "hash_ids": "block_ids (and say workload.block_size)",
     "block_hashes": "block_ids (and say workload.block_size)",
 }
-CHAT_FIELDS = frozenset(
-    "chat_id parent_chat_id conversation_id session_id sessionid user_id client_id parent_id parent_request_id turn "
-    "turn_id turn_index num_turns type delay think_time_s text_input messages".split()
-)
+CHAT_FIELDS = (
+    "chat_id", "parent_chat_id", "conversation_id", "session_id", "user_id", "client_id", "parent_id", "turn", "turn_id",
+    "turn_index", "num_turns", "type", "delay", "think_time_s", "text_input",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,9 @@ def refuse_foreign(path: Path, line: str, kind: str, text: str | None = None) ->
     if known is not None and known.kind != kind:
         raise UserError(f"{path}: this is {known.name}: {known.advice}")
     if line.lstrip().startswith("["):
-        raise UserError(f"{path}:1: {line.strip()[:40]!r}: not a JSON object; an array must be one object per line: jq -c '.[]'")
+        raise UserError(
+            f"{path}:1: {line.strip()[:40]!r}: not a JSON object; an array must be one object per line: jq -c '.[]'"
+        )
     if line.strip() == "{":
         raise UserError(f"{path}:1: '{{': not a JSON object; it must stand on one line: jq -c .")
 

@@ -129,7 +129,9 @@ class _Columns:
     def describe(self, where: str, prompt: int, output: int, record: dict[str, Any]) -> None:
         """Append what a request consists of; ``record`` holds its optional fields."""
         if "hash_ids" in record:
-            raise UserError(f"{where}: hash_ids: rename it to block_ids, and say block_size if it is not {CHAIN_BLOCK_TOKENS}")
+            raise UserError(
+                f"{where}: hash_ids: rename it to block_ids, and say block_size if it is not {CHAIN_BLOCK_TOKENS}"
+            )
         self.where.append(where)
         self.prompt.append(prompt)
         self.output.append(output)
@@ -227,7 +229,9 @@ def _read_stamps(path: Path, records: list[tuple[str, dict[str, Any]]]) -> _Colu
                 f"{known['prompt']} and {known['output']} for {request!r}"
             )
         first, finish = _pair(where, record, "first_token_ts", "last_token_ts", -math.inf)
-        stamped.append(math.nan if _field(where, record, "arrival_time") is None else _arrival(where, record, "arrival_time"))
+        stamped.append(
+            math.nan if _field(where, record, "arrival_time") is None else _arrival(where, record, "arrival_time")
+        )
         planned.append(float(known.get("arrival", math.nan)))
         queued.append(math.nan if math.isnan(finish) else _number(where, record, "queued_ts"))
         if math.isnan(stamped[-1]) and math.isnan(planned[-1]):

@@ -235,11 +235,11 @@ class _Clock:
         scaled = whole * UNIT_NS[self._unit] + round((value - whole) * UNIT_NS[self._unit])
         doubtful = self._first and not self._stated and since_1970 not in (None, self._unit)
         if doubtful or scaled >= _LATEST_NS:
-            hint = f": this looks like {_UNIT_NAMES[since_1970]} since 1970: say workload.time_unit={since_1970}"
-            raise UserError(
-                f"{where}: {self._name}={value!r}: must be {_UNIT_NAMES[self._unit]}, less than 146 years"
-                f"{hint if since_1970 else ''}"
-            )
+            hint = ""
+            if since_1970:
+                hint = f": this looks like {_UNIT_NAMES[since_1970]} since 1970: say workload.time_unit={since_1970}"
+            rule = f"must be {_UNIT_NAMES[self._unit]}, less than 146 years"
+            raise UserError(f"{where}: {self._name}={value!r}: {rule}{hint}")
         self._first = False
         self._whole = self._whole and value == whole
         return scaled
