@@ -51,7 +51,10 @@ def routing_problem(cfg: DictConfig, part: Part | None = None) -> RoutingConfig:
         warnings.simplefilter("always", UserNote)
         _check_workload(problem)
     for warning in caught:
-        _tell(str(warning.message))
+        if issubclass(warning.category, UserNote):
+            _tell(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     # The environments would give the same notes again.
     warnings.filterwarnings("ignore", category=UserNote)
     return problem

@@ -129,5 +129,5 @@ def make_trace(
         counts = np.array([len(chain) for chain in chains], np.int64)
         rows["block_count"] = counts
         rows["block_start"] = np.cumsum(counts) - counts
-        block_ids = np.concatenate(chains).astype(np.int64) if counts.sum() else block_ids
+        block_ids = np.concatenate(chains).astype(np.int64, copy=False) if counts.sum() else block_ids
     return Trace(rows, block_ids, class_names, name, block_size, block_size_stated)

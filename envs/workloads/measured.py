@@ -28,7 +28,8 @@ from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.textfile import find_file, read_text, text_lines
 from fleetgym.envs.workloads.blocks import optional_chain, settle_blocks
-from fleetgym.envs.workloads.readers import MAX_TOKENS, epoch_unit, json_lines, stated_block_size, whole_number
+from fleetgym.envs.workloads.readers import MAX_TOKENS, json_lines, stated_block_size, whole_number
+from fleetgym.envs.workloads.times import epoch_unit
 
 CHAIN_BLOCK_TOKENS = 16
 TIMESERIES_COLUMNS = ("t", "running", "waiting")

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.requests import Trace, make_trace
-from fleetgym.envs.errors import UserError, UserNote
+from fleetgym.envs.errors import UserError
 from fleetgym.envs.textfile import plain_stem, text_lines
 from fleetgym.envs.workloads.blocks import id_list, implied_block_size, label_chains, optional_chain, settle_blocks
 from fleetgym.envs.workloads.formats import JSONL_FIELDS, MOONCAKE_FIELDS, check_fields, refuse_foreign
+from fleetgym.envs.workloads.times import Clock
 
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 MOONCAKE_BLOCK_TOKENS = 512
 MAX_TOKENS = 2**31 - 1
-
-TimeUnit = Literal["s", "ms", "us", "ns"]
-UNIT_NS: dict[str, int] = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-_UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-_EPOCH_S = (1e9, 4.2e9)  # 2001 to 2103
-_LATEST_NS = 2**62
-# Different arrival times per second: more are no recorded traffic, but times in another unit. Requests that arrive at
-# one and the same time do not count, since traces bundle arrivals into steps.
-MAX_DISTINCT_RATE = 1000.0
-MAX_FRACTIONAL_RATE = 100.0  # milliseconds are recorded whole, so that fractions of them are a sign of seconds
-SLOW_GAP_S, SLOW_REQUESTS = 60.0, 100
 
 
 def read_azure(path: Path) -> Trace:
@@ -107,11 +96,18 @@ def read_mooncake(
     if block_size < 1 or hash_block_size % block_size:
         raise UserError(f"block_size={block_size!r}: must divide {hash_block_size}")
     split = hash_block_size // block_size
-    clock = _Clock(path, "timestamp", "ms", time_unit)
+    clock = Clock(path, "timestamp", "ms", time_unit)
     columns = _Columns()
     for where, record in _records(path, "mooncake", MOONCAKE_FIELDS):
         hashes = id_list(where, record, "hash_ids")
-        columns.add(where, clock.read(where, record), record, "input_length", "output_length", hashes)
+        columns.add(
+            where,
+            clock.read_ns(where, _field(where, record, clock.name)),
+            record,
+            "input_length",
+            "output_length",
+            hashes,
+        )
     counts, prompts = np.array([len(hashes) for hashes in columns.chains]), np.array(columns.prompts)
     wrong = (counts > 0) & (counts != -(-prompts // hash_block_size)) if len(counts) else counts
     if wrong.any():
@@ -149,12 +145,12 @@ def read_jsonl(path: Path, time_unit: str | None = None, block_size: int | None 
     UserError
         Malformed line, unknown field, times in another unit, or lists that contradict the block size.
     """
-    clock = _Clock(path, "arrival_s", "s", time_unit)
+    clock = Clock(path, "arrival_s", "s", time_unit)
     columns = _Columns()
     priority, class_id = [], []
     classes: dict[str, int] = {}
     for where, record in _records(path, "jsonl", JSONL_FIELDS):
-        arrival_ns = clock.read(where, record)
+        arrival_ns = clock.read_ns(where, _field(where, record, clock.name))
         columns.add(where, arrival_ns, record, "prompt_tokens", "output_tokens", optional_chain(where, record) or [])
         priority.append(whole_number(where, record, "priority", -MAX_TOKENS) if "priority" in record else 0)
         name = record.get("class", "default")
@@ -194,7 +190,7 @@ class _Columns:
         """Places, lists of ids, prompts and outputs: what `settle_blocks` takes."""
         return self.wheres, self.chains, np.array(self.prompts, np.int64), np.array(self.outputs, np.int64)
 
-    def trace(self, path: Path, clock: _Clock, **columns: Any) -> Trace:
+    def trace(self, path: Path, clock: Clock, **columns: Any) -> Trace:
         """Return the trace, first arrival at 0."""
         if not self.arrival_ns:
             raise UserError(f"{path}: the trace holds no request")
@@ -202,82 +198,6 @@ class _Columns:
         clock.check(times)
         lengths = np.array(self.prompts), np.array(self.outputs)
         return make_trace(times - times[0], *lengths, name=plain_stem(path), **columns)
-
-
-class _Clock:
-    """Reads one field of times, and refuses times that must be in another unit.
-
-    Parameters
-    ----------
-    path : Path
-    name : str
-        The field.
-    usual : str
-        Its unit by the format's definition.
-    stated : str or None
-        Its unit by the user, who is believed.
-    """
-
-    def __init__(self, path: Path, name: str, usual: str, stated: str | None) -> None:
-        self._path, self._name, self._stated = path, name, stated
-        self._unit = stated or usual
-        self._whole = True
-        self._first = True
-
-    def read(self, where: str, record: dict[str, Any]) -> int:
-        """Return the time of a record in nanoseconds, on the file's own clock."""
-        value = _field(where, record, self._name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e30:
-            raise UserError(f"{where}: {self._name}={value!r}: must be a time of at least 0, a number of {self._unit}")
-        since_1970 = epoch_unit(value)
-        # The whole part by itself: a double of seconds since 1970 times 10^9 is off by 128 ns and more.
-        whole = int(value)
-        scaled = whole * UNIT_NS[self._unit] + round((value - whole) * UNIT_NS[self._unit])
-        doubtful = self._first and not self._stated and since_1970 not in (None, self._unit)
-        if doubtful or scaled >= _LATEST_NS:
-            hint = ""
-            if since_1970:
-                hint = f": this looks like {_UNIT_NAMES[since_1970]} since 1970: say workload.time_unit={since_1970}"
-            rule = f"must be {_UNIT_NAMES[self._unit]}, less than 146 years"
-            raise UserError(f"{where}: {self._name}={value!r}: {rule}{hint}")
-        self._first = False
-        self._whole = self._whole and value == whole
-        return scaled
-
-    def check(self, times_ns: NDArray[np.int64]) -> None:
-        """Refuse an impossible rate, and note a strange one; ``times_ns`` are in order."""
-        span_s = float(times_ns[-1] - times_ns[0]) * 1e-9
-        if self._stated or span_s == 0.0:
-            return
-        distinct = int(np.count_nonzero(np.diff(times_ns)))
-        rate = distinct / span_s
-        fractional = self._unit != "s" and not self._whole
-        if rate > MAX_DISTINCT_RATE * (1 + 1e-9) or (fractional and rate > MAX_FRACTIONAL_RATE):
-            raise UserError(
-                f"{self._path}: {self._name}: {distinct + 1} different times within {span_s:.3g} s, read as "
-                f"{_UNIT_NAMES[self._unit]}, are no recorded traffic: say workload.time_unit={self._unit} if they are "
-                f"meant so{'' if self._unit == 's' else ', workload.time_unit=s if they are seconds'}"
-            )
-        gap_s = span_s / (len(times_ns) - 1)
-        odd = None
-        if self._unit != "s" and rate > MAX_FRACTIONAL_RATE:
-            odd = f"one per {1e3 / rate:.3g} ms", "workload.time_unit=s if they are seconds"
-        elif gap_s > SLOW_GAP_S and len(times_ns) >= SLOW_REQUESTS:
-            finer = "ms" if self._unit == "s" else "us"
-            odd = f"one request per {gap_s:.3g} s", f"workload.time_unit={finer} if they are {_UNIT_NAMES[finer]}"
-        if odd:
-            warnings.warn(
-                f"{self._path}: {self._name}, read as {_UNIT_NAMES[self._unit]}, gives {odd[0]}: say {odd[1]}, or "
-                f"workload.time_unit={self._unit}",
-                UserNote,
-                stacklevel=2,
-            )
-
-
-def epoch_unit(value: float) -> str | None:
-    """Return the unit in which ``value`` is a time since 1970, of this century, or None."""
-    low, high = _EPOCH_S
-    return next((unit for unit, ns in UNIT_NS.items() if low <= value * (ns * 1e-9) < high), None)
 
 
 def stated_block_size(where: str, record: dict[str, Any], known: int | None) -> int | None:

@@ -18,12 +18,12 @@ from fleetgym.envs.workloads.blocks import ChainBlocks
 from fleetgym.envs.workloads.data import locate
 from fleetgym.envs.workloads.readers import (
     MOONCAKE_BLOCK_TOKENS,
-    TimeUnit,
     read_azure,
     read_cached,
     read_jsonl,
     read_mooncake,
 )
+from fleetgym.envs.workloads.times import TimeUnit
 
 
 @dataclass(frozen=True, kw_only=True)
