@@ -88,6 +88,8 @@ def _looks_like(hint: Any, value: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_looks_like(option, value) for option in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
     if origin is tuple:
         return isinstance(value, (list, tuple))
     if origin is not None and issubclass(origin, Mapping):

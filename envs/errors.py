@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Something the user asked for is impossible; the message names field, value and what is allowed."""
 
 
+class UserNote(UserWarning):
+    """Something that is possible but perhaps not meant; the commands print it once as ``note: ...``."""
+
+
 class LivelockError(RuntimeError):
     """An instance stopped making progress; the message names the instance and the request."""
 

@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 
 from fleetgym.envs.cluster.engine import make_engine
 from fleetgym.envs.cluster.latency import find_row
-from fleetgym.envs.cluster.requests import FINISHED, Trace, make_trace
+from fleetgym.envs.cluster.requests import FINISHED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.workloads.blocks import regroup
 from fleetgym.envs.workloads.capacity import KvBlocks, find_kv_blocks, recorded_settings
-from fleetgym.envs.workloads.measured import CHAIN_BLOCK_TOKENS, Floats, MeasuredRun, latencies, read_measured
+from fleetgym.envs.workloads.measured import Floats, MeasuredRun, latencies, read_measured
 from fleetgym.experiments.config import plain
 
 METRICS = ("ttft", "tpot", "e2e")
@@ -94,7 +95,9 @@ class Replay:
             When to look at the running and waiting requests, in seconds after the first arrival.
         """
         instance = replace(self.instance, latency_scale=latency_scale)
-        trace = _with_chains(self.run.trace, instance.engine.block_size)
+        trace = self.run.trace
+        if instance.engine.enable_prefix_caching:
+            trace = regroup(trace, self.run.chain_tokens, instance.engine.block_size)
         results, load = _run(trace, instance, self.engine, np.zeros(0) if load_at_s is None else load_at_s)
         refused = np.flatnonzero(results["status"] != FINISHED)
         if len(refused):
@@ -159,6 +162,11 @@ def replay_from(cfg: DictConfig) -> Replay:
     ep = _expert_parallel(cfg, run.meta, tp, dp)
     row = find_row(cfg.gpu, cfg.model, tp, dp=dp, ep=ep, tier=cfg.tier)
     args, settings = _settings(plain(cfg.vllm), run, cfg.gpu)
+    if args.enable_prefix_caching and len(run.trace.block_ids) and args.block_size % run.chain_tokens:
+        raise UserError(
+            f"vllm.block_size={args.block_size}: must be a multiple of {run.chain_tokens}, the tokens of one of the "
+            "measured run's block ids, or vllm.enable_prefix_caching=false"
+        )
     kv = find_kv_blocks(
         run,
         args,
@@ -223,21 +231,6 @@ def _run(trace: Trace, instance: InstanceSpec, engine: str, at_s: Floats) -> tup
     return results, Load(np.sort(at_s), running, waiting)
 
 
-def _with_chains(trace: Trace, block_size: int) -> Trace:
-    """Name blocks of ``block_size`` tokens by the last 16-token id in each: it stands for all that precedes it."""
-    if block_size == CHAIN_BLOCK_TOKENS or not len(trace.block_ids):
-        return trace
-    coarse = block_size // CHAIN_BLOCK_TOKENS
-    if coarse * CHAIN_BLOCK_TOKENS != block_size:
-        raise UserError(
-            f"vllm.block_size={block_size}: must be a multiple of {CHAIN_BLOCK_TOKENS} with prefix_block_ids"
-        )
-    rows = trace.requests
-    spans = zip(rows["block_start"], rows["block_count"], strict=True)
-    chains = [trace.block_ids[start + coarse - 1 : start + count : coarse] for start, count in spans]
-    return make_trace(rows["arrival_ns"], rows["prompt_tokens"], rows["output_tokens"], name=trace.name, chains=chains)
-
-
 def _settings(given: Mapping[str, Any], run: MeasuredRun, gpu: str) -> tuple[EngineArgs, dict[str, tuple[Any, str]]]:
     """Scheduler settings, each with its origin: the command line, else ``meta.json``, else vLLM's default."""
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -290,7 +283,7 @@ def _notes(run: MeasuredRun, instance: InstanceSpec, kv: KvBlocks) -> list[str]:
     if unfinished:
         notes.append(f"{unfinished} requests never finished: they are replayed as load and left out of the comparison.")
     if not run.chains_known:
-        notes.append("Not every record has prefix_block_ids: no prompt of those without shares cached blocks.")
+        notes.append("Not every record has block_ids: no prompt of those without shares cached blocks.")
     if not run.meta:
         notes.append("No meta.json: settings that were not given are vLLM's defaults.")
     named = str(run.meta.get("model", "")).rpartition("/")[2]

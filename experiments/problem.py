@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +13,9 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fleetgym.baselines import Policy, make_heuristic
-from fleetgym.envs.errors import UserError
+from fleetgym.envs.errors import UserError, UserNote
 from fleetgym.envs.routing.batch import RoutingConfig, resolve
+from fleetgym.envs.workloads.blocks import fit_chains, unused_chains
 from fleetgym.experiments.config import plain, spec
 from fleetgym.experiments.options import EnvOptions
 from fleetgym.experiments.scenario import PartName, scenario_of
@@ -43,13 +46,32 @@ def routing_problem(cfg: DictConfig, part: PartName | None = None) -> RoutingCon
         engine=cfg.engine,
         **values,
     )
-    _check_workload(problem)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserNote)
+        _check_workload(problem)
+    for warning in caught:
+        if issubclass(warning.category, UserNote):
+            _tell(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    # The environments would give the same notes again.
+    warnings.filterwarnings("ignore", category=UserNote)
     return problem
+
+
+@functools.cache
+def _tell(note: str) -> None:
+    """Print a note, once per process."""
+    print(f"note: {note}")
 
 
 def _check_workload(problem: RoutingConfig) -> None:
     """Draw one episode, so that a bad trace or a hopeless cluster fails before anything is written."""
-    trace = problem.workload.episode(np.random.default_rng(0), problem.num_requests)
+    blocks = problem.workload.chain_blocks
+    fit = fit_chains(blocks, problem.cluster)
+    if note := unused_chains(blocks, problem.cluster):
+        warnings.warn(note, UserNote, stacklevel=2)
+    trace = fit(problem.workload.episode(np.random.default_rng(0), problem.num_requests))
     holds = max(min(s.max_model_len, s.kv_capacity_tokens) for s in problem.cluster.expanded)
     shortest = int((trace.requests["prompt_tokens"].astype(np.int64) + trace.requests["output_tokens"]).min())
     if shortest > holds:

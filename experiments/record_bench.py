@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.textfile import read_text
+from fleetgym.envs.workloads.readers import whole_number
 from fleetgym.experiments.cli import guard
 from fleetgym.experiments.report.files import write_text
 
@@ -64,33 +66,76 @@ def request_records(bench: dict[str, Any], where: Path) -> list[dict[str, Any]]:
         if not isinstance(bench.get(name), list):
             hint = "a vLLM that records start_times" if name == "start_times" else "--save-detailed"
             raise UserError(f"{where}: {name}: missing; run vllm bench serve with {hint}")
-    lengths = {name: len(bench[name]) for name in LISTS}
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"{where}: lists of different lengths: {lengths}")
-    if not bench["start_times"]:
+    if not any(bench[name] for name in LISTS):
         raise UserError(f"{where}: holds no request")
-    errors = bench.get("errors") or [""] * len(bench["ttfts"])
-    rows = zip(*(bench[name] for name in LISTS), errors, strict=True)
-    first = min(bench["start_times"])
-    records = []
-    for start, prompt, output, ttft, gaps, error in sorted(rows, key=lambda row: float(row[0])):
-        failed = bool(error) or output < 1
-        records.append(
-            {
-                "arrival_s": start - first,
-                "prompt_tokens": prompt,
-                "output_tokens": max(1, output),
-                "ttft_s": None if failed else ttft,
-                "e2e_s": None if failed else ttft + sum(gaps),
-            }
+    errors = bench.get("errors")
+    lists = {name: bench[name] for name in LISTS} | ({"errors": errors} if errors else {})
+    lengths = {name: len(values) if isinstance(values, list) else values for name, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        hint = "; itls must be one list per request" if _is_flat(bench["itls"]) else ""
+        raise UserError(f"{where}: lists of different lengths: {lengths}{hint}")
+    rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    records = [_record(f"{where}: request {index}", row) for index, row in enumerate(rows)]
+    if not any(bench["itls"]) and any(record["e2e_s"] and record["output_tokens"] > 1 for record in records):
+        raise UserError(
+            f"{where}: itls: no request has any, so that nothing tells when answers ended: let the client stream"
         )
-    return records
+    records.sort(key=lambda record: float(record["arrival_s"]))
+    first = records[0]["arrival_s"]
+    return [{**record, "arrival_s": record["arrival_s"] - first} for record in records]
+
+
+def _record(where: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Check one request, whose arrival stays on the client's clock.
+
+    A request failed if it has an error or no token. A chunk may hold several tokens or none (the first of a chat), so
+    that the number of gaps says nothing of the number of tokens.
+    """
+    error = row.get("errors")
+    if error is not None and not isinstance(error, str):
+        raise UserError(f"{where}: errors={error!r}: must be a text, empty without an error")
+    prompt = whole_number(where, row, "input_lens", 1)
+    output = whole_number(where, row, "output_lens", 0)
+    record = {
+        "arrival_s": _seconds(where, "start_times", row["start_times"]),
+        "prompt_tokens": prompt,
+        "output_tokens": max(1, output),
+        "ttft_s": None,
+        "e2e_s": None,
+    }
+    if error or output == 0:
+        return record
+    gaps = row["itls"]
+    if not isinstance(gaps, list):
+        raise UserError(
+            f"{where}: itls={gaps!r}: must be the list of this request's gaps; one flat list tells no request's end"
+        )
+    first = _seconds(where, "ttfts", row["ttfts"])
+    if first == 0.0:
+        raise UserError(f"{where}: ttfts=0 with output_lens={output}: the client saw no first token: let it stream")
+    return {**record, "ttft_s": first, "e2e_s": first + sum(_seconds(where, "itls", gap) for gap in gaps)}
+
+
+def _is_flat(gaps: list[Any]) -> bool:
+    return bool(gaps) and not any(isinstance(item, list) for item in gaps)
+
+
+def _seconds(where: str, name: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e12:
+        hint = ", or the request failed: then output_lens is 0, or errors tells why" if value is None else ""
+        raise UserError(f"{where}: {name}={value!r}: must be a number of seconds of at least 0{hint}")
+    return float(value)
 
 
 def _load(path: Path) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        bench = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        bench = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data") and text.lstrip().startswith("{"):
+            raise UserError(
+                f"{path}: holds several results, as --append-result writes them: keep one of them"
+            ) from None
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(bench, dict):
         raise UserError(f"{path}: must hold one JSON object")

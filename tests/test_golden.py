@@ -27,6 +27,13 @@ def write(path: Path, cases: list[dict]) -> Path:
     return path
 
 
+def test_a_file_may_be_plain_with_any_line_end_and_blank_last_lines(tmp_path):
+    cases = first_cases(2)
+    path = tmp_path / "cases"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*map(json.dumps, cases), "", ""]).encode())
+    assert list(load_cases(path)) == cases
+
+
 def first_cases(count: int) -> list[dict]:
     return [case for case, _ in zip(load_cases(PUBLIC), range(count), strict=False)]
 
@@ -99,7 +106,7 @@ def test_a_file_that_is_no_golden_file_is_refused_by_name_and_line(tmp_path):
         replay_file(plain)
     cut = tmp_path / "cut.gz"
     cut.write_bytes(write(tmp_path / "whole.gz", first_cases(1)).read_bytes()[:200])
-    with pytest.raises(UserError, match=r"cut\.gz, after line 0: cannot be read"):
+    with pytest.raises(UserError, match=r"cut\.gz: cannot be read"):
         replay_file(cut)
     lacking = write(tmp_path / "lacking.gz", [*first_cases(1), {"seed": 1}])
     with pytest.raises(UserError, match=r"lacking\.gz, line 2: not a golden case, lacks config"):

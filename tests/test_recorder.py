@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,31 @@ def test_a_bench_result_becomes_a_measured_run_in_arrival_order(tmp_path: Path) 
         ({"start_times": ...}, "start_times: missing; run vllm bench serve with a vLLM that records"),
         ({"ttfts": [0.1]}, "lists of different lengths"),
         ({name: [] for name in record_bench.LISTS}, "holds no request"),
+        ({"errors": ["", ""]}, "lists of different lengths"),
+        ({"errors": "timed out"}, "lists of different lengths"),
+        (
+            {"ttfts": [0.25, None, 0.0]},
+            "request 1: ttfts=None: must be a number of seconds of at least 0, or the request",
+        ),
+        ({"ttfts": [0.25, float("nan"), 0.0]}, "request 1: ttfts=nan: must be a number of seconds"),
+        ({"ttfts": [0.25, "0.5", 0.0]}, "request 1: ttfts='0.5': must be a number of seconds"),
+        ({"ttfts": [0.25, -0.5, 0.0]}, "request 1: ttfts=-0.5: must be a number of seconds"),
+        ({"ttfts": [0.25, 0.0, 0.0]}, "request 1: ttfts=0 with output_lens=2: the client saw no first token"),
+        ({"itls": [0.1, 0.2, 0.05]}, "request 0: itls=0.1: must be the list of this request's gaps"),
+        (
+            {"itls": [0.1, 0.2]},
+            "'ttfts': 3, 'itls': 2, 'errors': 3}; itls must be one list per request",
+        ),
+        ({"itls": [[0.1, None], [0.05], []]}, "request 0: itls=None: must be a number of seconds"),
+        ({"itls": [[0.1, float("inf")], [0.05], []]}, "request 0: itls=inf: must be a number of seconds"),
+        ({"itls": [[], [], []]}, "itls: no request has any"),
+        ({"start_times": [100.5, None, 101.0]}, "request 1: start_times=None: must be a number"),
+        ({"start_times": [100.5, 10**400, 101.0]}, "must be a number of seconds"),
+        ({"input_lens": [30, 0, 40]}, "request 1: input_lens=0: must be a whole number from 1"),
+        ({"input_lens": [30, 20.5, 40]}, "request 1: input_lens=20.5: must be a whole number"),
+        ({"output_lens": [3, None, 0]}, "request 1: output_lens=None: must be a whole number from 0"),
+        ({"output_lens": [3, -1, 0]}, "request 1: output_lens=-1: must be a whole number from 0"),
+        ({"errors": ["", {"code": 3}, ""]}, "request 1: errors={'code': 3}: must be a text"),
     ],
 )
 def test_a_result_without_the_per_request_lists_is_refused(
@@ -91,6 +117,47 @@ def test_a_result_without_the_per_request_lists_is_refused(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run" / "requests.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "e2e_s"),
+    [
+        ({"ttfts": [0.25, 0.5, None]}, [0.55, 0.55, np.nan]),  # the failed request's time as null
+        ({"errors": ...}, [0.55, 0.55, np.nan]),  # older vLLM: only the number of tokens tells the failure
+        ({"errors": []}, [0.55, 0.55, np.nan]),
+        ({"errors": ["", None, None]}, [0.55, 0.55, np.nan]),
+        ({"errors": ["reset", "", "timed out"], "ttfts": [None, 0.5, 0.0]}, [0.55, np.nan, np.nan]),
+        ({"itls": [[0.3], [0.05], []]}, [0.55, 0.55, np.nan]),  # one chunk of two tokens
+        ({"itls": [[0.1, 0.1, 0.1], [0.05], []]}, [0.55, 0.55, np.nan]),  # a first chunk without a token
+        ({"itls": [[0.1, 0.2], [], []]}, [0.5, 0.55, np.nan]),  # all tokens in one chunk
+        (
+            {"output_lens": [3, 1, 1], "itls": [[0.1, 0.2], [], []], "errors": ..., "ttfts": [0.25, 0.5, 1]},
+            [0.5, 0.55, 1],
+        ),
+    ],
+)
+def test_every_shape_of_a_result_is_read(tmp_path: Path, changes: dict[str, Any], e2e_s: list[float]) -> None:
+    assert record_bench.main([str(write_bench(tmp_path / "b.json", **changes)), str(tmp_path / "run")]) == 0
+    np.testing.assert_allclose(read_measured(tmp_path / "run").latencies["e2e"], e2e_s)
+
+
+def test_a_result_may_be_packed_but_must_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_bench(tmp_path / "b.json").read_bytes()
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + data + b"\r\n\r\n"))
+    assert record_bench.main([str(tmp_path / "b.json.gz"), str(tmp_path / "run")]) == 0
+    for text, message in (
+        (data + b"\n" + data, "holds several results, as --append-result writes them"),
+        (b"[" + data + b"]", "must hold one JSON object"),
+        (b"", "cannot be read as JSON"),
+        (b"<html></html>", "it is a web page"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+    ):
+        (tmp_path / "bad").write_bytes(text)
+        assert record_bench.main([str(tmp_path / "bad"), str(tmp_path / "none")]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_setting_must_be_name_and_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,12 +242,97 @@ def test_a_workload_that_contradicts_the_requests_is_refused(tmp_path: Path) -> 
         ("meta_json", "{", "not JSON"),
         ("meta_json", '{"engine_kwargs": 3}', "must be an object"),
         ("timeseries_csv", "t,running\n1,2\n", "column 'waiting' is missing"),
-        ("timeseries_csv", "t,running,waiting\n1,2,many\n", "cannot be read as numbers"),
+        (
+            "timeseries_csv",
+            "t,running,waiting\n1,2,many\n",
+            r"timeseries\.csv:2: waiting='many': cannot be read as numbers",
+        ),
+        ("timeseries_csv", "t,running,waiting\n1,2,3\n\n1,2\n", r"timeseries\.csv:4: waiting=None: cannot be read"),
+        ("timeseries_csv", "t,running,waiting\nnan,2,3\n", r"timeseries\.csv:2: t='nan': cannot be read"),
+        ("timeseries_csv", "", r"timeseries\.csv:1: column 't' is missing"),
+        ("meta_json", "[" * 100_000, "not JSON"),
     ],
 )
 def test_faulty_side_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_measured(write_folder(tmp_path / "run", [plain()], **{name: text}))
+
+
+def test_blocks_and_priorities_of_a_measured_run_are_used_as_in_workloads(tmp_path: Path) -> None:
+    chains = [[2**63, 7], [2**63, 8]]
+    runs = [
+        read_measured(
+            write_folder(tmp_path / name, [plain(i, priority=i, **{name: ids}) for i, ids in enumerate(chains)])
+        )
+        for name in ("block_ids", "prefix_block_ids")
+    ]
+    for run in runs:
+        assert run.chains_known
+        assert run.chain_tokens == 16
+        assert run.trace.requests["priority"].tolist() == [0, 1]
+        first, second = run.trace.block_ids.reshape(2, 2)
+        assert first[0] == second[0]
+        assert first[1] != second[1]
+    stamps = write_folder(tmp_path / "stamps", [stamped(0, 1000.0, 50.0, block_ids=[3, 4], priority=2)])
+    workload = {"request_id": "r0", "arrival_s": 0.0, "prompt_tokens": 32, "output_tokens": 5}
+    for extra in ({}, {"priority": 2}):
+        (stamps / "workload.jsonl").write_text(json.dumps(workload | extra) + "\n")
+        run = read_measured(stamps)
+        assert run.trace.block_ids.tolist() == [3, 4]
+        assert run.trace.requests["priority"].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            plain(block_ids=[1, 2, 3, 4]),
+            r"jsonl:1: 4 block ids for 32 \+ 5 tokens: with block_size=16 there must be at most 2",
+        ),
+        (plain(block_ids=[1, 2], prefix_block_ids=[1, 2]), r"jsonl:1: block_ids and prefix_block_ids: mean the same"),
+        (plain(hash_ids=[1, 2]), r"jsonl:1: hash_ids: rename it to block_ids"),
+        (plain(block_ids=[2**64]), r"jsonl:1: block_ids=.*at most 64 bits"),
+        (plain(arrival_s=1_718_000_000_000), r"jsonl:1: arrival_s=1718000000000: must be seconds; .* ms since 1970"),
+        (plain(arrival_s=10**400), r"jsonl:1: arrival_s=1000.*: must be a finite number"),
+        (stamped(0, 1.718e18, 50.0), r"jsonl:1: arrival_time=.*: must be seconds; .* ns since 1970"),
+    ],
+)
+def test_fields_of_a_measured_run_are_not_trusted(tmp_path: Path, record: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_measured(write_folder(tmp_path / "run", [record]))
+
+
+def test_a_measured_run_may_state_its_block_size(tmp_path: Path) -> None:
+    rows = [plain(i, prompt_tokens=64 * (i + 1), block_ids=list(range(2 * (i + 1)))) for i in range(2)]
+    with pytest.raises(UserError, match=r"requests\.jsonl: block_size=16: .* say 32 tokens per block"):
+        read_measured(write_folder(tmp_path / "run", rows))
+    run = read_measured(write_folder(tmp_path / "run", [{**row, "block_size": 32} for row in rows]))
+    assert run.chain_tokens == 32
+    assert held_blocks(run, np.array([1.6]), 64).tolist() == [3]  # the answer's block is its own
+    assert held_blocks(run, np.array([1.6]), 16).tolist() == [9]
+
+
+def test_all_files_of_a_measured_run_may_be_packed_or_come_from_elsewhere(tmp_path: Path) -> None:
+    rows = [{"request_id": f"r{i}", "arrival_s": i, "prompt_tokens": 32, "output_tokens": 5} for i in range(2)]
+    folder = write_folder(
+        tmp_path / "run",
+        [stamped(0, 1000.0, 50.0), stamped(1, 1001.0, 51.0)],
+        workload_jsonl="".join(json.dumps(row) + "\n" for row in rows),
+        meta_json='{"engine_kwargs": {"max_num_seqs": 7}}',
+        timeseries_csv="t,running,waiting,kv_cache_pct\n1.0,2,0,50\n2.0,1,0,25\n",
+    )
+    plain_run = read_measured(folder)
+    for packed in (False, True):
+        other = tmp_path / f"other{packed}"
+        other.mkdir()
+        for file in folder.iterdir():
+            data = b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n") + b"\r\n"
+            (other / (file.name + ".gz" * packed)).write_bytes(gzip.compress(data) if packed else data)
+        run = read_measured(other)
+        assert run.latencies["e2e"].tolist() == plain_run.latencies["e2e"].tolist()
+        assert run.meta == plain_run.meta
+        assert run.timeseries is not None
+        assert run.timeseries.kv_usage.tolist() == [0.5, 0.25]
 
 
 def blocks_of(run: MeasuredRun, args: EngineArgs | None = None, **changes: Any) -> Any:

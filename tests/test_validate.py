@@ -190,6 +190,20 @@ def test_larger_blocks_are_named_by_the_last_id_in_each(tmp_path: Path) -> None:
         replay_of(tmp_path / "run", "vllm.block_size=24").simulate()
 
 
+@pytest.mark.parametrize("field", ["block_ids", "prefix_block_ids"])
+def test_a_plain_run_shares_the_blocks_that_it_names(tmp_path: Path, field: str) -> None:
+    record = {"prompt_tokens": 320, "output_tokens": 2, "ttft_s": 0.02, "e2e_s": 0.03, field: list(range(20))}
+    (tmp_path / "requests.jsonl").write_text(
+        "".join(json.dumps({"arrival_s": 5 * i, **record}) + "\n" for i in range(2))
+    )
+    for overrides, cached in (
+        ((), 304),  # all but the last block, whose last token must be computed
+        (("vllm.block_size=32",), 288),
+        (("vllm.enable_prefix_caching=false", "vllm.block_size=24"), 0),
+    ):
+        assert replay_of(tmp_path, *overrides).simulate().cached_tokens == cached
+
+
 def test_a_full_cache_is_recognised_and_its_size_reconstructed(tmp_path: Path) -> None:
     args = replace(ARGS, max_num_seqs=128, num_gpu_blocks=1100)
     spec, trace = InstanceSpec(**HARDWARE, engine=args), requests(150, seed=3)

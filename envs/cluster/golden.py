@@ -9,7 +9,6 @@ A golden file is gzip JSONL, one case per line: settings, requests, and one reco
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +19,11 @@ from typing import Any, NamedTuple, Protocol
 from fleetgym.envs.cluster.scheduler import Request, Scheduler, StepPlan
 from fleetgym.envs.cluster.spec import EngineArgs
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.textfile import text_lines
 
 REQUIRED_KEYS = {
     "seed", "tags", "config", "requests", "trace", "steps", "end", "preemptions", "final_free_blocks",
 }  # fmt: skip
-
-GZIP_MAGIC = b"\x1f\x8b"
 
 Case = Mapping[str, Any]
 Pairs = list[list[int]]
@@ -283,23 +281,17 @@ def load_cases(path: str | Path) -> Iterator[dict[str, Any]]:
     UserError
         The file cannot be read or a line is not a case; names file and line.
     """
-    number = 0
-    try:
-        with open(path, "rb") as head:
-            opener = gzip.open if head.read(2) == GZIP_MAGIC else open
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                case = json.loads(line)
-                if not isinstance(case, dict):
-                    raise UserError(f"{path}, line {number}: not a golden case, not an object")
-                missing = REQUIRED_KEYS - set(case)
-                if missing:
-                    raise UserError(f"{path}, line {number}: not a golden case, lacks {', '.join(sorted(missing))}")
-                yield case
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not a golden case, not JSON ({error})") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, after line {number}: cannot be read ({error})") from None
+    for number, line in enumerate(text_lines(Path(path)), start=1):
+        try:
+            case = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not a golden case, not JSON ({error})") from None
+        if not isinstance(case, dict):
+            raise UserError(f"{path}, line {number}: not a golden case, not an object")
+        missing = REQUIRED_KEYS - set(case)
+        if missing:
+            raise UserError(f"{path}, line {number}: not a golden case, lacks {', '.join(sorted(missing))}")
+        yield case
 
 
 def replay_file(path: str | Path, make_scheduler: Callable[[Case], GoldenScheduler] = ReferenceReplay) -> GoldenReport:

@@ -71,12 +71,18 @@ class Trace:
         A chain may go on into the answer. Blocks past its end are private to the request.
     class_names : tuple of str
     name : str
+    block_size : int or None
+        Tokens that one content id names; None: not known.
+    block_size_stated : bool
+        Whether somebody said so, and it does not merely follow from the lengths of the chains.
     """
 
     requests: NDArray[np.void]
     block_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     class_names: tuple[str, ...] = ("default",)
     name: str = "trace"
+    block_size: int | None = None
+    block_size_stated: bool = True
 
     def __post_init__(self) -> None:
         rows = self.requests
@@ -108,6 +114,8 @@ def make_trace(
     class_id: NDArray[np.int64] | int = 0,
     class_names: tuple[str, ...] = ("default",),
     chains: list[NDArray[np.int64]] | None = None,
+    block_size: int | None = None,
+    block_size_stated: bool = True,
 ) -> Trace:
     """Assemble a `Trace` from columns (``chains``: one id array per request)."""
     rows = np.zeros(len(arrival_ns), REQUEST_DTYPE)
@@ -121,5 +129,5 @@ def make_trace(
         counts = np.array([len(chain) for chain in chains], np.int64)
         rows["block_count"] = counts
         rows["block_start"] = np.cumsum(counts) - counts
-        block_ids = np.concatenate(chains).astype(np.int64) if counts.sum() else block_ids
-    return Trace(rows, block_ids, class_names, name)
+        block_ids = np.concatenate(chains).astype(np.int64, copy=False) if counts.sum() else block_ids
+    return Trace(rows, block_ids, class_names, name, block_size, block_size_stated)

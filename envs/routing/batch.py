@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,12 +17,13 @@ from fleetgym.envs.cluster.engine import SIGNAL_NAMES, TERM_NAMES, default_engin
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.config import build
-from fleetgym.envs.errors import UserError
+from fleetgym.envs.errors import UserError, UserNote
 from fleetgym.envs.features import FEATURE_BY_NAME, observation_space, select
 from fleetgym.envs.presets import default_preset, preset
 from fleetgym.envs.rewards import RewardSpec
 from fleetgym.envs.routing.load import saturation_rps
 from fleetgym.envs.workloads import Workload, make_workload
+from fleetgym.envs.workloads.blocks import fit_chains, unused_chains
 
 T = TypeVar("T")
 _ENV = default_preset("env")
@@ -163,6 +165,10 @@ class RoutingBatch:
         self, config: RoutingConfig, batch: int, *, keep_traces: bool = False, all_signals: bool = True
     ) -> None:
         self.config = config
+        blocks = config.workload.chain_blocks
+        self._fit = fit_chains(blocks, config.cluster)
+        if note := unused_chains(blocks, config.cluster):
+            warnings.warn(note, UserNote, stacklevel=2)
         # With the observation's own columns only, a copy of it is one block of memory.
         signals = SIGNAL_NAMES if all_signals else config.features
         high = [FEATURE_BY_NAME[name].high for name in signals]
@@ -203,7 +209,7 @@ class RoutingBatch:
         rng = self.rngs[index]
         config = self.config
         available = self._draw_available(rng)
-        trace = config.workload.episode(rng, num_requests or config.num_requests, window=window)
+        trace = self._fit(config.workload.episode(rng, num_requests or config.num_requests, window=window))
         if config.load is not None:
             low, high = config.load
             load = low if low == high else float(np.exp(rng.uniform(np.log(low), np.log(high))))

@@ -11,6 +11,7 @@ from fleetgym.envs.cluster.requests import FINISHED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.base import Workload
+from fleetgym.envs.workloads.blocks import fit_chains
 
 _PROBE_REQUESTS = 3000
 
@@ -27,10 +28,11 @@ def saturation_rps(instance: InstanceSpec, workload: Workload) -> float:
     UserError
         The instance rejects so many of the requests that no rate can be measured.
     """
-    trace = workload.episode(np.random.default_rng(0))
+    cluster = ClusterSpec((instance,))
+    trace = fit_chains(workload.chain_blocks, cluster)(workload.episode(np.random.default_rng(0)))
     rows = np.resize(trace.requests, _PROBE_REQUESTS)  # cut, or repeated from the beginning
     rows["arrival_ns"] = 0
-    engine = make_engine("kernel", ClusterSpec((instance,)), 1)
+    engine = make_engine("kernel", cluster, 1)
     engine.reset(0, Trace(rows, trace.block_ids, trace.class_names, trace.name))
     engine.run(np.zeros((1, len(rows)), np.int64))
     engine.drain(0)

@@ -13,6 +13,7 @@ import numpy as np
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.workloads.blocks import ChainBlocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,11 @@ class Workload(ABC):
     def mean_rate_rps(self) -> float:
         """Mean arrival rate of episodes in requests per second, before ``rate_scale_range``."""
         return self.rate_rps if self.rate_rps is not None else self.native_rate_rps * (self.rate_scale or 1.0)
+
+    @property
+    def chain_blocks(self) -> ChainBlocks | None:
+        """What one id of the episodes' chains names; None: the workload has no chains."""
+        return None
 
     @property
     def rate_setting(self) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.spec import EngineArgs
-from fleetgym.envs.workloads.measured import CHAIN_BLOCK_TOKENS, MeasuredRun
+from fleetgym.envs.workloads.blocks import regroup
+from fleetgym.envs.workloads.measured import MeasuredRun
 
 SAME_NAMES = (
     "max_num_batched_tokens", "max_num_seqs", "max_model_len", "block_size", "enable_prefix_caching",
@@ -108,8 +109,10 @@ def held_blocks(run: MeasuredRun, times_s: NDArray[np.float64], block_size: int)
     A request is taken to hold its prompt, and its answer growing evenly, from its first token to its finish: what is
     still in prefill or was preempted is not seen, so that the figure is a little low, or high, respectively.
     """
-    rows, ids = run.trace.requests, run.trace.block_ids
-    coarse = block_size // CHAIN_BLOCK_TOKENS
+    nameable = block_size % run.chain_tokens == 0
+    trace = regroup(run.trace, run.chain_tokens, block_size) if nameable else run.trace
+    rows, ids = trace.requests, trace.block_ids
+    counts = rows["block_count"] * nameable
     held = np.zeros(len(times_s), np.int64)
     span = np.maximum(run.finish_s - run.first_token_s, 1e-9)
     for tick, now in enumerate(times_s):
@@ -118,8 +121,8 @@ def held_blocks(run: MeasuredRun, times_s: NDArray[np.float64], block_size: int)
         blocks = -(-(rows["prompt_tokens"][alive] + done.astype(np.int64)) // block_size)
         shared: set[int] = set()
         named = 0
-        for start, count in zip(rows["block_start"][alive], rows["block_count"][alive], strict=True):
-            chain = ids[start + coarse - 1 : start + count : coarse]
+        for start, count in zip(rows["block_start"][alive], counts[alive], strict=True):
+            chain = ids[start : start + count]
             named += len(chain)
             shared.update(chain.tolist())
         held[tick] = blocks.sum() - named + len(shared)

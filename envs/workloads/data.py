@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.textfile import find_file
 
 _AZURE = "https://raw.githubusercontent.com/Azure/AzurePublicDataset/790921015d50dd6aae7f7e47f39ba0e235ad6b08/data"
 _MOONCAKE = (
@@ -128,8 +129,8 @@ def locate(path: str | None, dataset: str | None) -> Path:
     entry = find_dataset(str(dataset))
     for file_name in (entry.file_name, *entry.aliases):
         for folder in search_dirs():
-            if (folder / file_name).is_file():
-                return folder / file_name
+            if (there := find_file(folder, file_name)) is not None:
+                return there
     raise UserError(
         f"dataset={entry.name!r}: {entry.file_name} is not on this machine; set FLEETGYM_DATA to a folder with "
         f"traces/, or run `fleetgym download-traces {entry.name}`, or use workload=synthetic"

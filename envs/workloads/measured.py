@@ -1,19 +1,19 @@
 """Read what a real server did: a folder with one record per request, its settings and its load over time.
 
-The folder holds ``requests.jsonl`` and perhaps ``workload.jsonl``, ``meta.json`` and ``timeseries.csv``. Two kinds of
-request records are known:
+The folder holds ``requests.jsonl`` and perhaps ``workload.jsonl``, ``meta.json`` and ``timeseries.csv``, plain or gzip
+(``.gz``). Two kinds of request records are known:
 
 * vLLM's own time stamps (``queued_ts``, ``first_token_ts``, ``last_token_ts`` on the engine's monotonic clock and
   ``arrival_time`` on the wall clock); ``workload.jsonl`` adds the chains of prompt blocks;
 * plain latencies: ``arrival_s``, ``prompt_tokens``, ``output_tokens``, then ``ttft_s`` and ``e2e_s``, or
-  ``first_token_s`` and ``finish_s`` on the clock of ``arrival_s``; perhaps ``prefix_block_ids``.
+  ``first_token_s`` and ``finish_s`` on the clock of ``arrival_s``; perhaps ``block_ids`` (or ``prefix_block_ids``),
+  ``block_size`` and ``priority``, as in workloads.
 
 ``docs/fidelity.md`` says how each field is read.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -27,7 +27,10 @@ from numpy.typing import NDArray
 from fleetgym.envs.cluster.judging import NS, since_s, tpot_s
 from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.workloads.readers import id_list, json_lines, whole_number
+from fleetgym.envs.textfile import find_file, read_text, text_lines
+from fleetgym.envs.workloads.blocks import optional_chain, settle_blocks
+from fleetgym.envs.workloads.readers import MAX_TOKENS, json_lines, stated_block_size, whole_number
+from fleetgym.envs.workloads.times import epoch_unit
 
 CHAIN_BLOCK_TOKENS = 16
 TIMESERIES_COLUMNS = ("t", "running", "waiting")
@@ -82,6 +85,11 @@ class MeasuredRun:
     chains_known: bool = False
 
     @property
+    def chain_tokens(self) -> int:
+        """Tokens that one id of the prompts' blocks names."""
+        return self.trace.block_size or CHAIN_BLOCK_TOKENS
+
+    @property
     def arrival_s(self) -> Floats:
         """Arrival of each request, shape (R,)."""
         seconds: Floats = self.trace.requests["arrival_ns"] * 1e-9
@@ -112,12 +120,28 @@ def latencies(trace: Trace, first_token_s: Floats, finish_s: Floats) -> dict[str
 class _Columns:
     """Request records as they are read; times on any one clock."""
 
+    where: list[str] = field(default_factory=list)
     arrival: list[float] = field(default_factory=list)
     prompt: list[int] = field(default_factory=list)
     output: list[int] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     finish: list[float] = field(default_factory=list)
-    chains: list[NDArray[np.int64] | None] = field(default_factory=list)
+    priority: list[int] = field(default_factory=list)
+    chains: list[list[int] | None] = field(default_factory=list)
+    block_size: int | None = None
+
+    def describe(self, where: str, prompt: int, output: int, record: dict[str, Any]) -> None:
+        """Append what a request consists of; ``record`` holds its optional fields."""
+        if "hash_ids" in record:
+            raise UserError(
+                f"{where}: hash_ids: rename it to block_ids, and say block_size if it is not {CHAIN_BLOCK_TOKENS}"
+            )
+        self.where.append(where)
+        self.prompt.append(prompt)
+        self.output.append(output)
+        self.priority.append(whole_number(where, record, "priority", -MAX_TOKENS) if "priority" in record else 0)
+        self.chains.append(optional_chain(where, record))
+        self.block_size = stated_block_size(where, record, self.block_size)
 
 
 def read_measured(folder: str | Path) -> MeasuredRun:
@@ -129,38 +153,45 @@ def read_measured(folder: str | Path) -> MeasuredRun:
         No such folder or file, a malformed or missing field (file and line are named), no finished request.
     """
     path = Path(folder).expanduser()
-    if not (path / "requests.jsonl").is_file():
+    requests = find_file(path, "requests.jsonl")
+    if requests is None:
         raise UserError(f"measured={str(folder)!r}: must be a folder with requests.jsonl")
-    records = list(json_lines(path / "requests.jsonl"))
+    records = list(json_lines(requests))
     if not records:
-        raise UserError(f"{path / 'requests.jsonl'}: holds no request")
+        raise UserError(f"{requests}: holds no request")
     columns = _read_stamps(path, records) if "queued_ts" in records[0][1] else _read_plain(records)
-    return _assemble(path, columns)
+    return _assemble(path, requests, columns)
 
 
-def _assemble(path: Path, columns: _Columns) -> MeasuredRun:
+def _assemble(path: Path, requests: Path, columns: _Columns) -> MeasuredRun:
     arrival = np.array(columns.arrival)
     order = np.argsort(arrival, kind="stable")
     zero = arrival[order[0]]
-    chains = [columns.chains[i] for i in order]
+    prompts, outputs = np.array(columns.prompt), np.array(columns.output)
+    lists = [chain or [] for chain in columns.chains]
+    chains, size = settle_blocks(
+        requests, columns.where, lists, prompts, outputs, stated=columns.block_size or CHAIN_BLOCK_TOKENS
+    )
     trace = make_trace(
         np.rint((arrival[order] - zero) * 1e9).astype(np.int64),
-        np.array(columns.prompt)[order],
-        np.array(columns.output)[order],
+        prompts[order],
+        outputs[order],
         name=path.name,
-        chains=[np.zeros(0, np.int64) if chain is None else chain for chain in chains],
+        priority=np.array(columns.priority)[order],
+        chains=[chains[i] for i in order],
+        block_size=size,
     )
     run = MeasuredRun(
         path.name,
         trace,
         np.array(columns.first)[order] - zero,
         np.array(columns.finish)[order] - zero,
-        _read_meta(path / "meta.json"),
-        _read_timeseries(path / "timeseries.csv"),
-        all(chain is not None for chain in chains),
+        _read_meta(find_file(path, "meta.json")),
+        _read_timeseries(find_file(path, "timeseries.csv")),
+        all(chain is not None for chain in columns.chains),
     )
     if not run.finished.any():
-        raise UserError(f"{path / 'requests.jsonl'}: no request ever finished, so there is nothing to compare with")
+        raise UserError(f"{requests}: no request ever finished, so there is nothing to compare with")
     return run
 
 
@@ -168,7 +199,7 @@ def _read_plain(records: list[tuple[str, dict[str, Any]]]) -> _Columns:
     """Read the format of a user's own measurement."""
     columns = _Columns()
     for where, record in records:
-        arrival = _number(where, record, "arrival_s")
+        arrival = _arrival(where, record, "arrival_s")
         relative = "ttft_s" in record or "e2e_s" in record
         names = ("ttft_s", "e2e_s") if relative else ("first_token_s", "finish_s")
         base = arrival if relative else 0.0
@@ -176,9 +207,8 @@ def _read_plain(records: list[tuple[str, dict[str, Any]]]) -> _Columns:
         columns.arrival.append(arrival)
         columns.first.append(base + first)
         columns.finish.append(base + finish)
-        columns.prompt.append(whole_number(where, record, "prompt_tokens", 1))
-        columns.output.append(whole_number(where, record, "output_tokens", 1))
-        columns.chains.append(id_list(where, record, "prefix_block_ids") if "prefix_block_ids" in record else None)
+        prompt, output = (whole_number(where, record, name, 1) for name in ("prompt_tokens", "output_tokens"))
+        columns.describe(where, prompt, output, record)
     return columns
 
 
@@ -189,7 +219,7 @@ def _read_stamps(path: Path, records: list[tuple[str, dict[str, Any]]]) -> _Colu
     the engine is busy with an iteration, so the smallest difference is the best estimate of that constant.
     """
     columns = _Columns()
-    workload = _read_workload(path / "workload.jsonl")
+    workload = _read_workload(find_file(path, "workload.jsonl"))
     stamped, planned, queued = [], [], []
     for where, record in records:
         request = str(_field(where, record, "request_id"))
@@ -203,16 +233,16 @@ def _read_stamps(path: Path, records: list[tuple[str, dict[str, Any]]]) -> _Colu
                 f"{known['prompt']} and {known['output']} for {request!r}"
             )
         first, finish = _pair(where, record, "first_token_ts", "last_token_ts", -math.inf)
-        stamped.append(_number_or_nan(where, record, "arrival_time"))
+        stamped.append(
+            math.nan if _field(where, record, "arrival_time") is None else _arrival(where, record, "arrival_time")
+        )
         planned.append(float(known.get("arrival", math.nan)))
         queued.append(math.nan if math.isnan(finish) else _number(where, record, "queued_ts"))
         if math.isnan(stamped[-1]) and math.isnan(planned[-1]):
             raise UserError(f"{where}: arrival_time=null: must be a number where workload.jsonl gives no arrival_s")
         columns.first.append(first)
         columns.finish.append(finish)
-        columns.prompt.append(prompt)
-        columns.output.append(output)
-        columns.chains.append(known.get("chain"))
+        columns.describe(known.get("where", where), prompt, output, {**record, **known.get("record", {})})
     columns.arrival = _engine_arrivals(np.array(stamped), np.array(planned), np.array(queued)).tolist()
     return columns
 
@@ -229,47 +259,63 @@ def _engine_arrivals(stamped: Floats, planned: Floats, queued: Floats) -> Floats
     return arrival if np.isnan(offset).all() else arrival + np.nanmin(offset)
 
 
-def _read_workload(path: Path) -> dict[str, dict[str, Any]]:
+def _read_workload(path: Path | None) -> dict[str, dict[str, Any]]:
     """Read ``workload.jsonl`` by request id; empty if there is none."""
-    if not path.is_file():
+    if path is None:
         return {}
     return {
         str(_field(where, record, "request_id")): {
-            "arrival": _number(where, record, "arrival_s"),
+            "where": where,
+            "record": record,
+            "arrival": _arrival(where, record, "arrival_s"),
             "prompt": whole_number(where, record, "prompt_tokens", 1),
             "output": whole_number(where, record, "output_tokens", 1),
-            "chain": id_list(where, record, "prefix_block_ids") if "prefix_block_ids" in record else None,
         }
         for where, record in json_lines(path)
     }
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _read_meta(path: Path | None) -> dict[str, Any]:
+    if path is None:
         return {}
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        meta = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(meta, dict) or not isinstance(meta.get("engine_kwargs", {}), dict):
         raise UserError(f"{path}: must be an object, its engine_kwargs too")
     return meta
 
 
-def _read_timeseries(path: Path) -> Timeseries | None:
-    if not path.is_file():
+def _read_timeseries(path: Path | None) -> Timeseries | None:
+    if path is None:
         return None
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        names = (*TIMESERIES_COLUMNS, *(("kv_cache_pct",) if rows and "kv_cache_pct" in rows[0] else ()))
-        columns = {name: np.array([float(row[name]) for row in rows]) for name in names}
-    except KeyError as error:
-        raise UserError(f"{path}: column {error.args[0]!r} is missing") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as numbers: {error}") from None
+    header, *lines = text_lines(path) or [""]
+    titles = [title.strip() for title in header.split(",")]
+    for name in TIMESERIES_COLUMNS:
+        if name not in titles:
+            raise UserError(f"{path}:1: column {name!r} is missing")
+    names = [name for name in (*TIMESERIES_COLUMNS, "kv_cache_pct") if name in titles]
+    rows = [
+        _cells(f"{path}:{number}", dict(zip(titles, line.split(","), strict=False)), names)
+        for number, line in enumerate(lines, start=2)
+        if line.strip()
+    ]
+    columns = dict(zip(names, np.array(rows).reshape(-1, len(names)).T, strict=True))
     usage = columns.get("kv_cache_pct", np.full(len(rows), np.nan)) / 100.0
     return Timeseries(columns["t"], columns["running"], columns["waiting"], usage)
+
+
+def _cells(where: str, row: Mapping[str, str], names: list[str]) -> list[float]:
+    values = []
+    for name in names:
+        try:
+            values.append(float(row[name]))
+        except (KeyError, ValueError):
+            values.append(math.nan)
+        if not math.isfinite(values[-1]):
+            raise UserError(f"{where}: {name}={row.get(name)!r}: cannot be read as numbers, must be a finite one")
+    return values
 
 
 def _pair(where: str, record: dict[str, Any], first: str, last: str, earliest: float) -> tuple[float, float]:
@@ -290,10 +336,15 @@ def _field(where: str, record: dict[str, Any], name: str) -> Any:
 
 def _number(where: str, record: dict[str, Any], name: str) -> float:
     value = _field(where, record, name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e30:
         raise UserError(f"{where}: {name}={value!r}: must be a finite number")
     return float(value)
 
 
-def _number_or_nan(where: str, record: dict[str, Any], name: str) -> float:
-    return math.nan if _field(where, record, name) is None else _number(where, record, name)
+def _arrival(where: str, record: dict[str, Any], name: str) -> float:
+    """Read a time of arrival in seconds on any clock; one that must be in another unit is refused."""
+    value = _number(where, record, name)
+    unit = epoch_unit(value)
+    if unit not in (None, "s"):
+        raise UserError(f"{where}: {name}={record[name]}: must be seconds; this looks like {unit} since 1970")
+    return value

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.requests import Trace, make_trace
-from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.errors import UserError
+from fleetgym.envs.textfile import plain_stem, text_lines
+from fleetgym.envs.workloads.blocks import id_list, implied_block_size, label_chains, optional_chain, settle_blocks
+from fleetgym.envs.workloads.formats import JSONL_FIELDS, MOONCAKE_FIELDS, check_fields, refuse_foreign
+from fleetgym.envs.workloads.times import Clock
 
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 MOONCAKE_BLOCK_TOKENS = 512
 MAX_TOKENS = 2**31 - 1
-_JSONL_FIELDS = (
-    "arrival_s", "prompt_tokens", "output_tokens", "priority", "class", "block_ids", "prefix_block_ids", "request_id",
-)  # fmt: skip
 
 
 def read_azure(path: Path) -> Trace:
@@ -32,10 +33,13 @@ def read_azure(path: Path) -> Trace:
     UserError
         Wrong header, empty file, malformed row, non-positive length or a time that goes back.
     """
-    lines = _text_lines(path)
-    if lines.is_empty() or lines[0] != AZURE_HEADER:
+    text = text_lines(path)
+    lines = pl.Series("line", text, pl.String)
+    if lines.is_empty() or lines[0].strip() != AZURE_HEADER:
         got = None if lines.is_empty() else lines[0]
-        raise UserError(f"{path}:1: header {got!r}: expected {AZURE_HEADER!r}")
+        if got is not None:
+            refuse_foreign(path, got, "azure", "\n".join(text))
+        raise UserError(f"{path}:1: header {str(got)[:80] if got else got!r}: expected {AZURE_HEADER!r}")
     lines = lines[1:]
     if lines.is_empty():
         raise UserError(f"{path}: the trace holds no request")
@@ -53,22 +57,10 @@ def read_azure(path: Path) -> Trace:
     arrival_ns = times.dt.timestamp("ns").to_numpy()
     back = pl.Series(np.diff(arrival_ns, prepend=arrival_ns[0]) < 0)
     _refuse_first(back, parts["field_0"], path, "TIMESTAMP", "goes back in time")
-    return make_trace(arrival_ns - arrival_ns[0], *lengths, name=path.stem)
+    return make_trace(arrival_ns - arrival_ns[0], *lengths, name=plain_stem(path))
 
 
 _LENGTH_RULE = f"must be a whole number from 1 to {MAX_TOKENS}"
-
-
-def _text_lines(path: Path) -> pl.Series:
-    """Return the lines of a text file, without line ends; one column, so that rows and line numbers agree."""
-    try:
-        frame = pl.read_csv(
-            path, has_header=False, separator="\x1f", quote_char=None, infer_schema=False,
-            new_columns=["line"], raise_if_empty=False,
-        )  # fmt: skip
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as text: {str(error).splitlines()[0]}") from None
-    return frame["line"].fill_null("").str.strip_chars_end("\r") if frame.width else pl.Series("line", [], pl.String)
 
 
 def _refuse_first(bad: pl.Series, values: pl.Series, path: Path, name: str, rule: str) -> None:
@@ -77,88 +69,182 @@ def _refuse_first(bad: pl.Series, values: pl.Series, path: Path, name: str, rule
         raise UserError(f"{path}:{index + 2}: {name}={values[index]!r}: {rule}")
 
 
-def read_mooncake(path: Path, block_size: int) -> Trace:
-    """Read a Mooncake JSONL trace; its 512-token block hashes become chains of ``block_size``-token ids.
+def read_mooncake(
+    path: Path, block_size: int, time_unit: str | None = None, hash_block_size: int = MOONCAKE_BLOCK_TOKENS
+) -> Trace:
+    """Read a Mooncake JSONL trace; its hashes of blocks become chains of ``block_size``-token ids.
 
-    Block j of a chain gets id ``hash * (512 / block_size) + j mod (512 / block_size)``: equal hashes, which
-    mean equal 512 tokens and equal prefix, give equal ids. Only full blocks inside the prompt are kept.
+    Block j of a chain gets id ``hash * split + j mod split`` with ``split = hash_block_size / block_size``: equal
+    hashes, which mean equal tokens and equal prefix, give equal ids. Only full blocks inside the prompt are kept.
+
+    Parameters
+    ----------
+    path : Path
+    block_size : int
+        Tokens that an id of the trace is to name.
+    time_unit : {"s", "ms", "us", "ns"}, optional
+        Of ``timestamp``; the format's own is ``ms``.
+    hash_block_size : int
+        Tokens that a hash of the file names.
 
     Raises
     ------
     UserError
-        Malformed line, or a ``block_size`` that does not divide 512.
+        Malformed line, times in another unit, hashes of blocks of another size, or a ``block_size`` that does not
+        divide ``hash_block_size``.
     """
-    if block_size < 1 or MOONCAKE_BLOCK_TOKENS % block_size:
-        raise UserError(f"block_size={block_size!r}: must divide {MOONCAKE_BLOCK_TOKENS}")
-    split = MOONCAKE_BLOCK_TOKENS // block_size
-    arrival_ns, prompts, outputs, chains = [], [], [], []
-    for where, record in json_lines(path):
-        arrival_ns.append(_time_ns(where, record, "timestamp", 1e6))
-        prompts.append(whole_number(where, record, "input_length", 1))
-        outputs.append(whole_number(where, record, "output_length", 1))
+    if block_size < 1 or hash_block_size % block_size:
+        raise UserError(f"block_size={block_size!r}: must divide {hash_block_size}")
+    split = hash_block_size // block_size
+    clock = Clock(path, "timestamp", "ms", time_unit)
+    columns = _Columns()
+    for where, record in _records(path, "mooncake", MOONCAKE_FIELDS):
         hashes = id_list(where, record, "hash_ids")
-        chains.append((hashes[:, None] * split + np.arange(split)).reshape(-1)[: prompts[-1] // block_size])
-    return _assemble(path, arrival_ns, prompts, outputs, chains=chains)
+        columns.add(
+            where,
+            clock.read_ns(where, _field(where, record, clock.name)),
+            record,
+            "input_length",
+            "output_length",
+            hashes,
+        )
+    counts, prompts = np.array([len(hashes) for hashes in columns.chains]), np.array(columns.prompts)
+    wrong = (counts > 0) & (counts != -(-prompts // hash_block_size)) if len(counts) else counts
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        implied = implied_block_size(counts, prompts, np.array(columns.outputs))
+        hint = f": say workload.hash_block_size={implied}" if implied else ""
+        raise UserError(
+            f"{columns.wheres[row]}: hash_ids: {counts[row]} hashes for {prompts[row]} tokens: blocks of "
+            f"{hash_block_size} tokens give {-(-prompts[row] // hash_block_size)}{hint}"
+        )
+    fine = [
+        (hashes[:, None] * split + np.arange(split)).reshape(-1)[: prompt // block_size]
+        for hashes, prompt in zip(label_chains(columns.chains), columns.prompts, strict=True)
+    ]
+    return columns.trace(path, clock, chains=fine, block_size=block_size)
 
 
-def read_jsonl(path: Path) -> Trace:
+def read_jsonl(path: Path, time_unit: str | None = None, block_size: int | None = None) -> Trace:
     """Read the generic format: one JSON object per line.
 
     Fields: ``arrival_s``, ``prompt_tokens``, ``output_tokens``, and optionally ``priority`` (int, smaller is
-    more important), ``class`` (name), ``block_ids`` or ``prefix_block_ids`` (chain of full-block ids) and
-    ``request_id`` (ignored).
+    more important), ``class`` (name), ``block_ids`` or ``prefix_block_ids`` (chain of full-block ids),
+    ``block_size`` (tokens that each of them names, the same in all lines) and ``request_id`` (ignored).
+
+    Parameters
+    ----------
+    path : Path
+    time_unit : {"s", "ms", "us", "ns"}, optional
+        Of ``arrival_s``, if it is not seconds.
+    block_size : int, optional
+        Tokens that a block id names. If neither this nor the file says it, the lengths of the lists may.
 
     Raises
     ------
     UserError
-        Malformed line or unknown field.
+        Malformed line, unknown field, times in another unit, or lists that contradict the block size.
     """
-    arrival_ns, prompts, outputs, priority, class_id, chains = [], [], [], [], [], []
+    clock = Clock(path, "arrival_s", "s", time_unit)
+    columns = _Columns()
+    priority, class_id = [], []
     classes: dict[str, int] = {}
-    for where, record in json_lines(path):
-        for name in record:
-            if name not in _JSONL_FIELDS:
-                raise UserError(f"{where}: field {name!r}: unknown{did_you_mean(name, _JSONL_FIELDS)}")
-        arrival_ns.append(_time_ns(where, record, "arrival_s", 1e9))
-        prompts.append(whole_number(where, record, "prompt_tokens", 1))
-        outputs.append(whole_number(where, record, "output_tokens", 1))
+    for where, record in _records(path, "jsonl", JSONL_FIELDS):
+        arrival_ns = clock.read_ns(where, _field(where, record, clock.name))
+        columns.add(where, arrival_ns, record, "prompt_tokens", "output_tokens", optional_chain(where, record) or [])
         priority.append(whole_number(where, record, "priority", -MAX_TOKENS) if "priority" in record else 0)
         name = record.get("class", "default")
         if not isinstance(name, str):
             raise UserError(f"{where}: class={name!r}: must be a name")
         class_id.append(classes.setdefault(name, len(classes)))
-        chain_field = "block_ids" if "block_ids" in record else "prefix_block_ids"
-        chains.append(id_list(where, record, chain_field) if chain_field in record else np.zeros(0, np.int64))
-    columns = {"priority": np.array(priority), "class_id": np.array(class_id), "class_names": tuple(classes)}
-    return _assemble(path, arrival_ns, prompts, outputs, chains=chains, **columns)
+        block_size = stated_block_size(where, record, block_size)
+    chains, size = settle_blocks(path, *columns.lengths(), stated=block_size)
+    named = {"priority": np.array(priority), "class_id": np.array(class_id), "class_names": tuple(classes)}
+    stated = {"block_size": size, "block_size_stated": block_size is not None}
+    return columns.trace(path, clock, chains=chains, **stated, **named)
 
 
-def _assemble(path: Path, arrival_ns: list[int], prompts: list[int], outputs: list[int], **columns: Any) -> Trace:
-    if not arrival_ns:
-        raise UserError(f"{path}: the trace holds no request")
-    times = np.array(arrival_ns, np.int64)
-    back = np.flatnonzero(np.diff(times) < 0)
-    if len(back):
-        line, value = int(back[0]) + 2, times[back[0] + 1] / 1e9
-        raise UserError(f"{path}:{line}: arrival {value} s: goes back in time")
-    return make_trace(times - times[0], np.array(prompts), np.array(outputs), name=path.stem, **columns)
+@dataclass
+class _Columns:
+    """Requests as they are read, in the order of the file."""
+
+    wheres: list[str] = field(default_factory=list)
+    arrival_ns: list[int] = field(default_factory=list)
+    prompts: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    chains: list[list[int]] = field(default_factory=list)
+
+    def add(
+        self, where: str, arrival_ns: int, record: dict[str, Any], prompt: str, output: str, chain: list[int]
+    ) -> None:
+        """Append a request whose lengths stand in fields ``prompt`` and ``output``."""
+        if self.arrival_ns and arrival_ns < self.arrival_ns[-1]:
+            raise UserError(f"{where}: arrival {arrival_ns / 1e9} s: goes back in time")
+        self.prompts.append(whole_number(where, record, prompt, 1))
+        self.outputs.append(whole_number(where, record, output, 1))
+        self.wheres.append(where)
+        self.arrival_ns.append(arrival_ns)
+        self.chains.append(chain)
+
+    def lengths(self) -> tuple[list[str], list[list[int]], NDArray[np.int64], NDArray[np.int64]]:
+        """Places, lists of ids, prompts and outputs: what `settle_blocks` takes."""
+        return self.wheres, self.chains, np.array(self.prompts, np.int64), np.array(self.outputs, np.int64)
+
+    def trace(self, path: Path, clock: Clock, **columns: Any) -> Trace:
+        """Return the trace, first arrival at 0."""
+        if not self.arrival_ns:
+            raise UserError(f"{path}: the trace holds no request")
+        times = np.array(self.arrival_ns, np.int64)
+        clock.check(times)
+        lengths = np.array(self.prompts), np.array(self.outputs)
+        return make_trace(times - times[0], *lengths, name=plain_stem(path), **columns)
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give each JSON object of a JSONL file with ``file:line`` for messages."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                where = f"{path}:{number}"
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
-                    raise UserError(f"{where}: {line.strip()[:80]!r}: not a JSON object") from None
-                if not isinstance(record, dict):
-                    raise UserError(f"{where}: {line.strip()[:80]!r}: not a JSON object")
-                yield where, record
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text: {error}") from None
+def stated_block_size(where: str, record: dict[str, Any], known: int | None) -> int | None:
+    """Return the block size that a record states, which must agree with the one ``known`` so far."""
+    if "block_size" not in record:
+        return known
+    size = whole_number(where, record, "block_size", 1)
+    if known not in (None, size):
+        raise UserError(f"{where}: block_size={size}: must be {known}, as said before")
+    return size
+
+
+def _records(path: Path, kind: str, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give each record of a trace of ``kind``; other formats and other fields are refused with a way on."""
+    for number, (where, record) in enumerate(json_lines(path, kind)):
+        if number == 0:
+            refuse_foreign(path, json.dumps(record), kind)
+        check_fields(where, record, fields)
+        yield where, record
+
+
+def json_lines(path: Path, kind: str = "jsonl") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give each JSON object of a JSONL file with ``file:line`` for messages; blank lines are passed over.
+
+    Parameters
+    ----------
+    path : Path
+        Plain or gzip (see `text_lines`).
+    kind : str
+        The workload kind that reads it, for advice where it is of another format.
+    """
+    lines = text_lines(path)
+    first = True
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            if first:
+                refuse_foreign(path, line, kind, "\n".join(lines[number - 1 :]))
+            raise UserError(f"{where}: {line.strip()[:80]!r}: not a JSON object")
+        first = False
+        yield where, record
 
 
 def _field(where: str, record: dict[str, Any], name: str) -> Any:
@@ -173,22 +259,6 @@ def whole_number(where: str, record: dict[str, Any], name: str, low: int) -> int
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= MAX_TOKENS:
         raise UserError(f"{where}: {name}={value!r}: must be a whole number from {low} to {MAX_TOKENS}")
     return int(value)
-
-
-def _time_ns(where: str, record: dict[str, Any], name: str, unit_ns: float) -> int:
-    value = _field(where, record, name)
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not 0 <= value * unit_ns < 2**62:
-        raise UserError(f"{where}: {name}={value!r}: must be a time of at least 0")
-    return round(float(value) * unit_ns)
-
-
-def id_list(where: str, record: dict[str, Any], name: str) -> NDArray[np.int64]:
-    """Return field ``name``, a list of content ids."""
-    value = _field(where, record, name)
-    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**53 for item in value):
-        raise UserError(f"{where}: {name}={str(value)[:60]!r}: must be a list of whole numbers of at least 0")
-    return np.array(value, np.int64)
 
 
 @lru_cache(maxsize=8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -14,8 +14,16 @@ from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.arrivals import Arrivals, whole_ns
 from fleetgym.envs.workloads.base import Workload
+from fleetgym.envs.workloads.blocks import ChainBlocks
 from fleetgym.envs.workloads.data import locate
-from fleetgym.envs.workloads.readers import MOONCAKE_BLOCK_TOKENS, read_azure, read_cached, read_jsonl, read_mooncake
+from fleetgym.envs.workloads.readers import (
+    MOONCAKE_BLOCK_TOKENS,
+    read_azure,
+    read_cached,
+    read_jsonl,
+    read_mooncake,
+)
+from fleetgym.envs.workloads.times import TimeUnit
 
 BOOTSTRAP_BLOCK = 100  # requests; long enough to keep bursts, short enough to make new episodes
 
@@ -55,6 +63,12 @@ class Replay(Workload):
     @abstractmethod
     def _read(self) -> Trace:
         """Return the whole file."""
+
+    @property
+    def chain_blocks(self) -> ChainBlocks | None:
+        """What one id of the file's chains names; None: it has no chains."""
+        trace = self._read()
+        return ChainBlocks(trace.block_size, trace.block_size_stated) if len(trace.block_ids) else None
 
     @cached_property
     def part(self) -> Trace:
@@ -137,7 +151,7 @@ def _cut(trace: Trace, low: int, high: int) -> Trace:
     first = int(rows["block_start"][0])
     last = int(rows["block_start"][-1]) + int(rows["block_count"][-1])
     rows["block_start"] -= first
-    return Trace(rows, trace.block_ids[first:last], trace.class_names, trace.name)
+    return replace(trace, requests=rows, block_ids=trace.block_ids[first:last])
 
 
 def _resample(trace: Trace, rng: np.random.Generator, count: int) -> Trace:
@@ -152,7 +166,7 @@ def _resample(trace: Trace, rng: np.random.Generator, count: int) -> Trace:
     chosen = ((starts[:, None] + np.arange(BOOTSTRAP_BLOCK)).ravel() % len(trace))[:count]
     rows = trace.requests[chosen]
     rows["arrival_ns"] = np.cumsum(gaps[chosen]) - gaps[chosen[0]]
-    return Trace(rows, trace.block_ids, trace.class_names, trace.name)
+    return replace(trace, requests=rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +175,11 @@ class Azure(Replay):
 
     kind: Literal["azure"] = "azure"
     dataset: Literal["azure_conversation", "azure_code"] = "azure_conversation"
+
+    @property
+    def chain_blocks(self) -> None:
+        """The format names no blocks."""
+        return None
 
     def _read(self) -> Trace:
         return read_cached(read_azure, locate(self.path, self.dataset))
@@ -173,33 +192,54 @@ class Mooncake(Replay):
     Attributes
     ----------
     dataset : str
+    time_unit : {"s", "ms", "us", "ns"} or None
+        Of ``timestamp``; None: milliseconds, as the format has it, if that can be.
+    hash_block_size : int
+        Tokens that one of the file's ``hash_ids`` names.
     block_size : int
-        Tokens of the blocks that the chains name; must be the engine's ``block_size`` for prefix caching.
+        Tokens of the blocks that the chains name; must divide the file's, and the engine's where it caches.
     """
 
     kind: Literal["mooncake"] = "mooncake"
     dataset: Literal["mooncake_conversation", "mooncake_toolagent"] = "mooncake_conversation"
+    time_unit: TimeUnit | None = None
+    hash_block_size: int = MOONCAKE_BLOCK_TOKENS
     block_size: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block_size < 1 or MOONCAKE_BLOCK_TOKENS % self.block_size:
-            raise UserError(f"block_size={self.block_size!r}: must divide {MOONCAKE_BLOCK_TOKENS}")
+        if self.hash_block_size < 1:
+            raise UserError(f"hash_block_size={self.hash_block_size!r}: must be at least 1")
+        if self.block_size < 1 or self.hash_block_size % self.block_size:
+            raise UserError(f"block_size={self.block_size!r}: must divide {self.hash_block_size}")
 
     def _read(self) -> Trace:
-        return read_cached(read_mooncake, locate(self.path, self.dataset), self.block_size)
+        path = locate(self.path, self.dataset)
+        return read_cached(read_mooncake, path, self.block_size, self.time_unit, self.hash_block_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jsonl(Replay):
-    """A user's own trace: one JSON object per request (see `fleetgym.envs.workloads.readers.read_jsonl`)."""
+    """A user's own trace: one JSON object per request (see `fleetgym.envs.workloads.readers.read_jsonl`).
+
+    Attributes
+    ----------
+    time_unit : {"s", "ms", "us", "ns"} or None
+        Of ``arrival_s``; None: seconds, if that can be.
+    block_size : int or None
+        Tokens that one of the file's block ids names; None: what the file says, or its lists imply.
+    """
 
     kind: Literal["jsonl"] = "jsonl"
+    time_unit: TimeUnit | None = None
+    block_size: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.path is None:
             raise UserError("path=None: the file of a jsonl workload must be named")
+        if self.block_size is not None and self.block_size < 1:
+            raise UserError(f"block_size={self.block_size!r}: must be at least 1")
 
     def _read(self) -> Trace:
-        return read_cached(read_jsonl, locate(self.path, None))
+        return read_cached(read_jsonl, locate(self.path, None), self.time_unit, self.block_size)
