@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> float | None:
     """Evaluate on windows of the test part; return the mean of the figure that the scenario ranks by."""
     options = read_options(EvaluateOptions, cfg)
     scenario = options.scenario
-    problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, options.episodes)
+    problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, options.episodes, "episodes")
     note_estimates(problem.cluster)
     policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle)
     check_failure_s(problem, windows)

@@ -16,6 +16,7 @@ from fleetgym.experiments.config import spec
 
 PartName = Literal["train", "validate", "test"]
 WindowKind = Literal["recorded", "generated", "bootstrap"]
+GENERATED_WINDOWS = 10
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Scenario:
     rank_by : str
         Failure-aware figure that decides places and the best model (`fleetgym.envs.cluster.metrics.RANKING`).
     windows : int or None
-        Independent test episodes; None: as many disjoint ones as the recorded test part holds.
+        Independent test episodes; None: as many disjoint ones as the recorded test part holds, or
+        `GENERATED_WINDOWS` draws of a generator.
     beyond_windows : {"refuse", "bootstrap"}
         What to do when more are asked for than the part holds: refuse, or resample all in blocks of its requests.
     parts : Parts
@@ -111,15 +113,16 @@ class Windows:
     def text(self) -> str:
         """What the windows are, for a reader of the figures."""
         count = len(self.numbers)
+        plural = "s" if count > 1 else ""
         if self.kind == "recorded":
-            return "one recorded window" if count == 1 else f"{count} disjoint recorded windows"
+            return f"{count} disjoint recorded windows" if plural else "1 recorded window"
         if self.kind == "generated":
-            return f"{count} generated windows, each drawn afresh"
-        return f"{count} windows resampled in blocks from one recording: intervals know no traffic beyond it"
+            return f"{count} generated window{plural}, each drawn afresh"
+        return f"{count} window{plural} resampled in blocks from one recording: intervals know no traffic beyond it"
 
 
 def plan_windows(
-    problem: RoutingConfig, scenario: Scenario, chosen: Sequence[int] | int | None = None
+    problem: RoutingConfig, scenario: Scenario, chosen: Sequence[int] | int | None = None, name: str = "seeds"
 ) -> tuple[RoutingConfig, Windows]:
     """Choose the test episodes, no two of which share a request.
 
@@ -130,6 +133,8 @@ def plan_windows(
     scenario : Scenario
     chosen : sequence of int or int, optional
         Windows by number, or how many; by default what the scenario says.
+    name : str
+        What set ``chosen``, for messages.
 
     Returns
     -------
@@ -143,24 +148,21 @@ def plan_windows(
         More than the test part holds, and the scenario refuses that.
     """
     held = problem.workload.num_windows(problem.num_requests)
-    wanted = chosen if chosen is not None else scenario.windows
-    if wanted is None and held is None:
-        raise UserError("scenario.windows=null: this traffic is drawn afresh and never ends; must be at least 1")
-    numbers = tuple(range(held if wanted is None else wanted)) if isinstance(wanted, int | None) else tuple(wanted)  # type: ignore[arg-type]
+    if chosen is None:
+        chosen, name = scenario.windows, "scenario.windows"
+    if chosen is None:
+        chosen = GENERATED_WINDOWS if held is None else held
+    numbers = tuple(range(chosen)) if isinstance(chosen, int) else tuple(chosen)
     if held is None:
-        recorded = getattr(problem.workload, "window", None) == "bootstrap"
-        return problem, Windows(numbers, "bootstrap" if recorded else "generated")
+        resampled = getattr(problem.workload, "window", None) == "bootstrap"
+        return problem, Windows(numbers, "bootstrap" if resampled else "generated")
     if max(numbers) < held:
         return problem, Windows(numbers, "recorded")
     if scenario.beyond_windows == "refuse":
         length = problem.num_requests or problem.workload.num_requests or "all"
         raise UserError(
-            f"windows={_shown(wanted)}: the test part holds {held} disjoint windows of {length} requests "
-            f"(numbers 0 to {held - 1}); ask for fewer, lower env.num_requests, or resample its requests with "
-            "scenario.beyond_windows=bootstrap"
+            f"{name}={chosen if isinstance(chosen, int) else list(chosen)}: the test part holds {held} disjoint windows "
+            f"of {length} requests (numbers 0 to {held - 1}); ask for fewer, lower env.num_requests, or resample its "
+            "requests with scenario.beyond_windows=bootstrap"
         )
     return replace(problem, workload=replace(problem.workload, window="bootstrap")), Windows(numbers, "bootstrap")  # type: ignore[call-arg]
-
-
-def _shown(wanted: Sequence[int] | int | None) -> str:
-    return str(wanted) if isinstance(wanted, int | None) else str(list(wanted))
