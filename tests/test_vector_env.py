@@ -1,45 +1,118 @@
-"""The batched environments: results do not depend on B, autoreset and masks as declared."""
+"""The batched environments: those of `SyncVectorEnv` in every mode, whatever B is; wrappers and refusals included."""
+
+from collections.abc import Callable
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
-from test_routing_env import ENGINES, make
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_routing_env import ENGINES
 
 from fleetgym.agents.vec_env import FleetVecEnv
+from fleetgym.envs import ROUTING_ID
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.routing.env import RoutingEnv
 from fleetgym.envs.vector import RoutingVectorEnv
 
 LENGTH = 30
+ID = f"fleetgym.envs:{ROUTING_ID}"
+MODES = tuple(AutoresetMode)
+PAIR = {"cluster": {"instances": [{"gpu": "RTX4090", "model": "Llama-3.1-8B", "count": 2}]}}
 
 
 def vector(num_envs: int, **arguments: object) -> RoutingVectorEnv:
     return RoutingVectorEnv(num_envs, **{"num_requests": LENGTH, **arguments})
 
 
+def sync(num_envs: int, mode: AutoresetMode, **arguments: object) -> SyncVectorEnv:
+    return SyncVectorEnv([lambda: RoutingEnv(**{"num_requests": LENGTH, **arguments})] * num_envs, autoreset_mode=mode)
+
+
+def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
+    """Equal in values, types, shapes and keys."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, dict):
+        assert set(ours) == set(theirs), where
+        for key in ours:
+            assert_same(ours[key], theirs[key], f"{where}[{key!r}]")
+    elif isinstance(ours, tuple):
+        assert len(ours) == len(theirs), where
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    elif isinstance(ours, np.ndarray) and ours.dtype != object:
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), where
+        assert np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f"), f"{where}: {ours} != {theirs}"
+    elif isinstance(ours, np.ndarray):
+        assert_same(tuple(ours), tuple(theirs), where)
+    else:
+        assert ours == theirs, where
+
+
+def answer(call: Callable[[], Any]) -> Any:
+    """What a call returns, or that it refuses: SyncVectorEnv's refusals are of several kinds."""
+    try:
+        return call()
+    except (AssertionError, ValueError, TypeError, gym.error.Error):
+        return "refused"
+
+
+seeds = st.none() | st.integers(0, 99)
+masks = st.lists(st.booleans(), min_size=3, max_size=3).map(np.array)
+moves = st.one_of(
+    st.tuples(st.just("step"), st.lists(st.integers(0, 1), min_size=3, max_size=3)),
+    st.tuples(st.just("step"), st.lists(st.integers(0, 1), min_size=3, max_size=3)),
+    st.tuples(st.just("reset"), st.tuples(seeds | st.lists(seeds, min_size=3, max_size=3), st.none() | masks)),
+)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-def test_each_environment_equals_the_single_one_with_its_seed(engine: str) -> None:
-    env = vector(3, engine=engine)
-    singles = [make(num_requests=LENGTH, engine=engine) for _ in range(3)]
-    observations, info = env.reset(seed=10)
-    for i, single in enumerate(singles):
-        own, own_info = single.reset(seed=10 + i)
-        assert np.array_equal(observations[i], own)
-        assert np.array_equal(info["action_mask"][i], own_info["action_mask"])
+@pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(2, 4), available=st.sampled_from([None, [1, 2]]), play=st.lists(moves, max_size=14))
+def test_everything_is_as_sync_vector_env_gives_it(
+    mode: AutoresetMode, engine: str, length: int, available: Any, play: list[tuple[str, Any]]
+) -> None:
+    arguments = {**PAIR, "num_requests": length, "available": available, "engine": engine, "render_mode": "ansi"}
+    ours, theirs = vector(3, autoreset_mode=mode, **arguments), sync(3, mode, **arguments)
+    assert_same(ours.reset(seed=[5, 3, 9]), theirs.reset(seed=[5, 3, 9]))
+    for kind, what in play:
+        if kind == "step":
+            # SyncVectorEnv moves the environments before a refused one; a choice that exists is refused nowhere.
+            actions = np.where(ours.action_masks()[np.arange(3), what], what, ours.action_masks().argmax(1))
+            calls = [lambda env=env, actions=actions: env.step(actions) for env in (ours, theirs)]
+        else:
+            seed, mask = what
+            calls = [
+                lambda env=env, seed=seed, mask=mask: env.reset(
+                    seed=seed, options=None if mask is None else {"reset_mask": mask}
+                )
+                for env in (ours, theirs)
+            ]
+        mine, other = (answer(call) for call in calls)
+        assert_same(mine, other, kind)
+        if isinstance(mine, str):
+            break  # what SyncVectorEnv refuses half way leaves it in no defined state
+        assert ours.np_random_seed == theirs.np_random_seed
+        assert ours.render() == theirs.render()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_whole_episodes_are_those_of_sync_vector_env(mode: AutoresetMode) -> None:
+    ours, theirs = vector(3, autoreset_mode=mode), sync(3, mode)
+    assert_same(ours.reset(seed=np.int64(10)), theirs.reset(seed=10))
     rng = np.random.default_rng(0)
-    for step in range(LENGTH):
+    ends = 0
+    for _ in range(2 * LENGTH + 5):
         actions = rng.integers(0, 8, 3)
-        observations, rewards, terminated, truncated, info = env.step(actions)
-        assert not terminated.any()
-        for i, single in enumerate(singles):
-            own, reward, _, own_truncated, own_info = single.step(actions[i])
-            assert rewards[i] == reward
-            assert truncated[i] == own_truncated == (step == LENGTH - 1)
-            seen = info["final_obs"][i] if own_truncated else observations[i]
-            assert np.array_equal(seen, own)
-            if own_truncated:
-                metrics = info["final_info"]["episode_metrics"]
-                assert metrics["mean_e2e_s"][i] == own_info["episode_metrics"]["mean_e2e_s"]
+        mine = ours.step(actions)
+        assert_same(mine, theirs.step(actions))
+        if mode is AutoresetMode.DISABLED and mine[3].any():
+            assert_same(*(env.reset(options={"reset_mask": mine[3].copy()}) for env in (ours, theirs)))
+        ends += mine[3].any()
+    assert ends >= 2
 
 
 def test_results_do_not_depend_on_the_number_of_environments() -> None:
