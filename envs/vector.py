@@ -181,7 +181,6 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         begun = self._over
         if self._any_over:
             self._start(begun)
-            rewards[begun] = 0.0
         truncations, terms = engine.done.copy(), engine.terms.copy()
         info: dict[str, Any] = {}
         if np.count_nonzero(truncations):

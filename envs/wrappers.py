@@ -83,8 +83,8 @@ class MaskObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstruc
         return dict(zip(self._keys, (observation, info["action_mask"].astype(np.int8)), strict=True))
 
 
-class _BatchedWrapper(VectorObservationWrapper[Any, Any, NDArray[np.float32], Any]):
-    """What Gymnasium's vector wrappers lack and trainers ask for."""
+class _BatchedWrapper(VectorObservationWrapper):
+    """What Gymnasium's vector wrappers lack and trainers ask for (without a subscript: Gymnasium 1.2 has none here)."""
 
     @property
     def autoreset_mode(self) -> AutoresetMode:
