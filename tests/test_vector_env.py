@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import vector as wrappers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_routing_env import ENGINES, make
+from test_routing_env import ENGINES, TIGHT_AND_WIDE, make
 
 from fleetgym.agents.vec_env import FleetVecEnv
 from fleetgym.envs import ROUTING_ID
@@ -104,19 +104,26 @@ def test_everything_is_as_sync_vector_env_gives_it(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_whole_episodes_are_those_of_sync_vector_env(mode: AutoresetMode) -> None:
-    ours, theirs = vector(3, autoreset_mode=mode), sync(3, mode)
+def test_whole_episodes_with_rejections_are_those_of_sync_vector_env(mode: AutoresetMode) -> None:
+    arguments = {"num_requests": 7, "cluster": TIGHT_AND_WIDE}
+    ours, theirs = vector(3, autoreset_mode=mode, **arguments), sync(3, mode, **arguments)
     assert_same(ours.reset(seed=np.int64(10)), theirs.reset(seed=10))
     rng = np.random.default_rng(0)
-    ends = 0
-    for _ in range(2 * LENGTH + 5):
-        actions = rng.integers(0, 8, 3)
+    ends = rejected_last = 0
+    for step in range(100):
+        if step == 3:  # from here on their ends do not coincide
+            later = {"reset_mask": np.array([False, True, False])}
+            assert_same(ours.reset(options=later), theirs.reset(options=dict(later)))
+        actions = rng.integers(0, 2, 3)
         mine = ours.step(actions)
         assert_same(mine, theirs.step(actions))
+        ends += mine[3].sum()
+        # Between the last dispatch and the end no time goes by: all that an end can report is a rejection.
+        rejected_last += np.count_nonzero(mine[1][mine[3]])
         if mode is AutoresetMode.DISABLED and mine[3].any():
             assert_same(*(env.reset(options={"reset_mask": mine[3].copy()}) for env in (ours, theirs)))
-        ends += mine[3].any()
-    assert ends >= 2
+    assert ends > 30
+    assert rejected_last > 3
 
 
 def test_results_do_not_depend_on_the_number_of_environments() -> None:
