@@ -38,6 +38,7 @@ test: install  ## tests, then lint and types
 	$(MAKE) --no-print-directory lint type
 
 test-slow: install  ## the long checks
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[trainers]'
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow
 
 lint: install  ## style and import directions

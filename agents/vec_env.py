@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
+from fleetgym.envs.errors import UserError
 from fleetgym.envs.vector import RoutingVectorEnv
 
 
@@ -18,9 +20,16 @@ class FleetVecEnv(VecEnv):
     At an episode's end ``infos[i]`` holds ``terminal_observation``, ``TimeLimit.truncated``, ``episode``
     (return ``r``, length ``l``, as `Monitor` gives them) and, if the environment reports them, ``episode_metrics``.
     ``env_method("action_masks")`` answers for all environments with one array.
+
+    Raises
+    ------
+    UserError
+        ``env`` resets otherwise than SB3 expects, within the step.
     """
 
     def __init__(self, env: RoutingVectorEnv) -> None:
+        if env.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise UserError(f"autoreset_mode={env.autoreset_mode.value!r}: SB3 needs SameStep")
         self.env = env
         self.render_mode = env.render_mode
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -31,7 +40,8 @@ class FleetVecEnv(VecEnv):
     def reset(self) -> NDArray[np.float32]:
         """Begin an episode everywhere; seeds given by ``seed()`` are used once."""
         seeds = None if all(s is None for s in self._seeds) else list(self._seeds)
-        observations, _ = self.env.reset(seed=seeds)
+        options = next((own for own in self._options if own), None)
+        observations, _ = self.env.reset(seed=seeds, options=options)
         self._reset_seeds()
         self._reset_options()
         self._returns[:] = 0.0
@@ -95,7 +105,7 @@ class FleetVecEnv(VecEnv):
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
         """Return one picture per environment."""
-        return self.env.render() or [None] * self.num_envs
+        return self.env.render()
 
     def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
         if indices is None:

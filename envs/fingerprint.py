@@ -72,7 +72,7 @@ def routing_fingerprint(engine: str = "kernel") -> str:
     truncated, step = False, 0
     while not truncated:
         observation, reward, _, truncated, info = env.step(step * step % 7 % 3)
-        terms = np.array([reward, *info["reward_terms"].values()])
+        terms = np.array([reward, *info["reward_terms"]])
         digest.update(observation.tobytes() + info["action_mask"].tobytes() + terms.tobytes())
         step += 1
     return digest.hexdigest()[:16]

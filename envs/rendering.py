@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fleetgym.envs.cluster.engine import SIGNAL_INDEX
+from fleetgym.envs.errors import UserError
 
 _RUNNING, _WAITING, _KV, _FREE = (0, 114, 178), (230, 159, 0), (0, 158, 115), (232, 232, 232)
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -85,3 +89,19 @@ def _bar(draw: ImageDraw.ImageDraw, left: int, top: int, width: int, share: floa
     filled = int((width - 2) * min(1.0, share))
     if filled > 0:
         draw.rectangle((left, box[1], left + filled, box[3]), fill=color)
+
+
+RENDERERS: Mapping[str, Callable[[NDArray[np.float32], int], Any]] = {"ansi": render_ansi, "rgb_array": render_rgb}
+
+
+def check_render_mode(mode: str | None) -> str | None:
+    """Return the mode if it is one of `RENDERERS` or None.
+
+    Raises
+    ------
+    UserError
+        It is not.
+    """
+    if mode is not None and mode not in RENDERERS:
+        raise UserError(f"render_mode={mode!r}: allowed: {', '.join(RENDERERS)}")
+    return mode

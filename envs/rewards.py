@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,24 @@ from fleetgym.envs.errors import UserError
 from fleetgym.envs.presets import default_preset
 
 _REWARD = default_preset("reward")
+
+
+class RewardTerms(np.ndarray[Any, np.dtype[np.float64]]):
+    """What happened between two decisions, last axis in the order of ``TERM_NAMES``; a name picks a term too.
+
+    An array, because trainers that batch ``info`` (TorchRL) read no nested mappings; with names, because no reader of
+    ``terms["finished"]`` should have to count columns.
+    """
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return the term called ``key``, or what numpy would."""
+        if isinstance(key, str):
+            return np.asarray(self)[..., TERM_NAMES.index(key)]
+        return super().__getitem__(key)
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names, so that ``dict(terms)`` works."""
+        return TERM_NAMES
 
 
 @dataclass(frozen=True)

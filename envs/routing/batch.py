@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.engine import SIGNAL_NAMES, TERM_NAMES, default_engine, make_engine
+from fleetgym.envs.cluster.engine import SIGNAL_NAMES, default_engine, make_engine
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.config import build
@@ -246,9 +246,9 @@ class RoutingBatch:
             total += terms[term] * weight
         return total
 
-    def terms(self, index: int) -> dict[str, float]:
-        """Return the named, unweighted reward terms of the last step of one environment."""
-        return dict(zip(TERM_NAMES, self.engine.terms[index].tolist(), strict=True))
+    def terms(self, index: int) -> NDArray[np.float64]:
+        """Return the unweighted reward terms of the last step of one environment, shape (len(TERM_NAMES),), a copy."""
+        return self.engine.terms[index].copy()
 
     def finish(self, index: int) -> dict[str, float]:
         """Run a finished episode's cluster dry and return its latency metrics."""

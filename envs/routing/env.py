@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import operator
+from typing import Any, ClassVar, SupportsIndex
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.engine import TERM_NAMES
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.rendering import render_ansi, render_rgb
+from fleetgym.envs.rendering import RENDERERS, check_render_mode
+from fleetgym.envs.rewards import RewardTerms
 from fleetgym.envs.routing.batch import RoutingBatch, resolve
-
-RENDER_MODES = ("ansi", "rgb_array")
+from fleetgym.envs.seeds import as_seed
 
 
 class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
@@ -43,8 +43,10 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     Rewards
     -------
     A weighted sum of named terms (`fleetgym.envs.rewards.RewardSpec`), measured between this decision and
-    the next; ``info["reward_terms"]`` holds the unweighted terms. Default: minus the time integral of
-    unfinished requests (request-seconds), so that the return is minus the total latency.
+    the next; ``info["reward_terms"]`` holds the unweighted terms: an array in the order of
+    `fleetgym.envs.cluster.engine.TERM_NAMES` that names index too (``terms["finished"]``). Default: minus the time integral of unfinished requests, minus
+    ``failure_s`` for each failed (rejected) request. The return is therefore ``-(request-seconds up to the last
+    dispatch) - failure_s * failures``; what is still unfinished at truncation is not in it.
 
     Starting state
     --------------
@@ -81,6 +83,8 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         Weights of the terms; default ``default``. A mapping changes some of the default's.
     slo : Slo, mapping or name
         Latency objectives; default ``default``. A mapping changes some of the default's.
+    failure_s : float, default 120.0
+        Latency in seconds that each failed request is charged, in the default reward and in figures.
     engine : {"kernel", "reference"}, optional
         Compiled or SimPy engine; same numbers, bit for bit. Default: ``kernel``, or what the environment
         variable ``FLEETGYM_ENGINE`` says.
@@ -92,12 +96,10 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
       tier A), and an instance takes vLLM's own token budget and number of sequences for its GPU (2,048 and 256 on all).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDERERS), "render_fps": 10}  # type: ignore[misc]
 
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise UserError(f"render_mode={render_mode!r}: allowed: {', '.join(RENDER_MODES)}")
-        self.render_mode = render_mode
+        self.render_mode = check_render_mode(render_mode)
         self._batch = RoutingBatch(resolve(**arguments), 1)
         self.config = self._batch.config
         self._engine = self._batch.engine
@@ -117,10 +119,10 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         self._look()  # a copied or unpickled view would be an array of its own
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: SupportsIndex | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Begin an episode at its first arrival."""
-        super().reset(seed=seed)
+        super().reset(seed=as_seed(seed))
         self._batch.rngs[0] = self.np_random
         self._batch.start(0)
         self._ready = True
@@ -138,11 +140,15 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         """
         if not self._ready:
             raise gym.error.ResetNeeded("call reset() before step(): the episode is over or has not begun")
-        self._action[0] = action
+        try:
+            self._action[0] = operator.index(action)
+        except (TypeError, OverflowError):
+            count = self.config.cluster.num_instances
+            raise UserError(f"action={action!r}: must be an integer in [0, {count})") from None
         self._engine.step(self._action)
         terms = self._terms.tolist()
         reward = self._batch.reward(terms)
-        info: dict[str, Any] = {"action_mask": self._mask.copy(), "reward_terms": dict(zip(TERM_NAMES, terms))}  # noqa: B905
+        info: dict[str, Any] = {"action_mask": self._mask.copy(), "reward_terms": self._terms.copy().view(RewardTerms)}
         observation = self._observation()
         truncated: bool = self._done.item()
         if truncated:
@@ -158,5 +164,4 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
         """Draw queue, batch and KV cache of each instance, as text or as an RGB array (H, W, 3)."""
         if self.render_mode is None:
             return None
-        signals, now_ns = self._engine.obs[0], int(self._engine.now_ns[0])
-        return render_ansi(signals, now_ns) if self.render_mode == "ansi" else render_rgb(signals, now_ns)
+        return RENDERERS[self.render_mode](self._engine.obs[0], int(self._engine.now_ns[0]))
