@@ -37,8 +37,8 @@ test: install  ## tests, then lint and types
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2
 	$(MAKE) --no-print-directory lint type
 
-test-slow: install  ## the long checks
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow
+test-slow: install  ## the long checks: mutants, thousands of generated cases
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow -n 2
 
 lint: install  ## style and import directions
 	$(BIN)/ruff check .
