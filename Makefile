@@ -1,4 +1,4 @@
-# make demo: everything from an empty clone to a ranked table.   make test: every check.
+# make demo: everything from an empty clone to a ranked table.   make check: every check.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 PIP_FLAGS ?=
 VENV := .venv
