@@ -1,4 +1,4 @@
-# make demo: everything from an empty clone to a ranked table.   make test: every check.
+# make demo: everything from an empty clone to a ranked table.   make check: every check.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 PIP_FLAGS ?=
 VENV := .venv
@@ -37,9 +37,9 @@ test: install  ## tests, then lint and types
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2
 	$(MAKE) --no-print-directory lint type
 
-test-slow: install  ## the long checks
+test-slow: install  ## the long checks: mutants, thousands of generated cases, other trainers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[trainers]'
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow -n 2
 
 lint: install  ## style and import directions
 	$(BIN)/ruff check .

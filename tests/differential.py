@@ -120,6 +120,38 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(cluster, trace, actions, available, Slo(ttft_s=0.1, tpot_s=0.015))
 
 
+def crowded(seed: int) -> Case:
+    """Short requests on few blocks: many run, anybody may be the victim, and last tokens are in flight all the time.
+
+    Here the rare rules meet. Drawn evenly, as hypothesis prefers simple cases and repeats them.
+    """
+    rng = np.random.default_rng(seed)
+    block_size, caching = int(rng.choice([1, 2, 4])), bool(rng.random() < 0.4)
+    longest, count = int(rng.choice([8, 24])), 40
+    prompts, outputs = rng.integers(1, longest + 1, count), rng.integers(1, longest + 1, count)
+    args = EngineArgs(
+        max_num_batched_tokens=int(rng.choice([5, 8, 64])),
+        max_num_seqs=int(rng.choice([6, 64])),
+        block_size=block_size,
+        num_gpu_blocks=2 + int(longest * rng.uniform(1.0, 6.0) / block_size),
+        enable_prefix_caching=caching,
+        async_scheduling=bool(rng.random() < 0.8),
+        scheduling_policy=str(rng.choice(["priority", "priority", "fcfs"])),
+        watermark=float(rng.choice([0.0, 0.0, 0.3])),
+        reserve_full_prompt=bool(rng.random() < 0.5),
+    )
+    cluster = ClusterSpec((InstanceSpec("any", "any", engine=args, latency=latency(rng, True)),))
+    gaps = rng.exponential(float(rng.choice([5.0, 30.0])), count)
+    trace = make_trace(
+        (np.cumsum(gaps * (rng.random(count) < 0.5)) * MS).astype(np.int64),
+        prompts,
+        outputs,
+        priority=rng.integers(0, rng.choice([1, 2, 5]), count),
+        chains=chains(rng, (prompts + outputs) // block_size) if caching else None,
+    )
+    return Case(cluster, trace, np.zeros(count, np.int64), np.ones(1, bool), Slo(ttft_s=0.1, tpot_s=0.015))
+
+
 def same(kernel: Engine, reference: Engine) -> None:
     """Everything that can be asked of both is equal at the present decision."""
     for name in ("now_ns", "pending", "done", "obs", "mask", "terms"):

@@ -47,6 +47,17 @@ def test_a_run_without_looking_ends_as_step_by_step(case: Case):
     differential.same(whole, steps)
 
 
+def test_both_engines_agree_where_the_rare_rules_meet():
+    for seed in range(200):
+        differential.check(differential.crowded(seed))
+
+
+@pytest.mark.slow
+def test_both_engines_agree_where_the_rare_rules_meet_in_a_thousand_cases():
+    for seed in range(200, 1000):
+        differential.check(differential.crowded(seed))
+
+
 MUTANTS = {
     "nothing (control)": ("lists.py", "return a < b", "return a < b"),
     "one block too many is thought usable": (
@@ -68,15 +79,49 @@ MUTANTS = {
         "publish(st, b, i, end)",
     ),
     "a rank without work is not waited for": ("group.py", "n = context = 1", "continue"),
+    "a victim ahead without tokens does not move the position": (
+        "exact.py",
+        "    preempted = False\n",
+        "    preempted, skip = False, 0\n",
+        "budget += preempt(u, slot, victim)",
+        """idle = req[victim]["state"] == LAST
+                ahead, x = True, victim
+                while x >= 0:
+                    ahead, x = ahead and x != r, req[x]["previous"]
+                skip += ahead and idle
+                budget += preempt(u, slot, victim)""",
+        """        r = req[r]["next"]
+    commit(u, slot)""",
+        """        r = req[r]["next"]
+        while skip > 0 and r >= 0:
+            r, skip = req[r]["next"], skip - 1
+    commit(u, slot)""",
+    ),
 }
+
+
+def run_mutant(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(Path(__file__).with_name("mutant.py")), *arguments]
+    return subprocess.run(command, check=False, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutated_kernel_is_noticed(name: str):
-    command = [sys.executable, str(Path(__file__).with_name("mutant.py")), *MUTANTS[name]]
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    done = run_mutant(*MUTANTS[name])
     noticed = any(word in done.stderr for word in ("differ at", "LivelockError", "IndexError"))
     assert noticed == (name != "nothing (control)"), done.stderr[-1500:]
     assert (done.returncode != 0) == noticed
+
+
+@pytest.mark.parametrize("variable", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_a_mutant_leaves_nothing_behind_whatever_the_environment_says(variable: str, tmp_path: Path):
+    environment = {"NUMBA_DISABLE_JIT": "0", "NUMBA_CACHE_DIR": "", variable: str(tmp_path)}
+    done = run_mutant("blocks.py", "(tokens + block_size - 1)", "(tokens + block_size)", **environment)
+    assert "differ at" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mutant_whose_line_is_not_there_is_refused():
+    done = run_mutant("blocks.py", "no such line", "")
+    assert "ValueError: 'no such line' occurs 0 times" in done.stderr

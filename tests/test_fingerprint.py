@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 from fleetgym.envs import ENV_IDS, ROUTING_ID
@@ -11,8 +12,9 @@ from fleetgym.envs.fingerprint import routing_fingerprint
 PINNED = json.loads((Path(__file__).parent / "data" / "fingerprints.json").read_text(encoding="utf-8"))
 
 
-def test_every_environment_is_pinned() -> None:
-    assert set(PINNED) == set(ENV_IDS)
+def test_every_registered_environment_is_listed_and_pinned() -> None:
+    registered = {env_id for env_id in gymnasium.registry if env_id.startswith("fleetgym/")}
+    assert set(PINNED) == set(ENV_IDS) == registered
 
 
 @pytest.mark.parametrize("engine", ["kernel", "reference"])

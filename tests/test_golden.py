@@ -18,7 +18,8 @@ from fleetgym.envs.cluster.golden import (
 from fleetgym.envs.cluster.scheduler import Request, Scheduler
 from fleetgym.envs.errors import UserError
 
-PUBLIC = Path(__file__).parent / "data" / "golden_public.jsonl.gz"
+DATA = Path(__file__).parent / "data"
+PUBLIC, IDLE_VICTIM = DATA / "golden_public.jsonl.gz", DATA / "golden_idle_victim.jsonl.gz"
 
 
 def write(path: Path, cases: list[dict]) -> Path:
@@ -49,6 +50,12 @@ def test_every_recorded_case_matches_in_every_step():
         "no_reserve_full_isl": [10, 10],
         "oversize": [3, 3],
     }
+
+
+def test_a_victim_ahead_moves_the_position_also_without_tokens():
+    report = replay_file(IDLE_VICTIM)
+    assert report.failures == []
+    assert report.by_tag == {"idle_victim": [8, 8], "time_ties": [4, 4]}
 
 
 def test_merged_records_unroll_to_one_per_schedule_call():

@@ -22,7 +22,7 @@ from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import LivelockError, UserError
 
 HERE = Path(__file__).parent
-GOLDEN = HERE / "data" / "golden_public.jsonl.gz"
+GOLDEN = {"golden_public.jsonl.gz": 150, "golden_idle_victim.jsonl.gz": 8}
 
 
 def cluster(count: int = 3, dp: int = 1, **args: object) -> ClusterSpec:
@@ -60,10 +60,11 @@ def equal(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
     return len(left) == len(right) and all((a == b).all() for a, b in zip(left, right, strict=True))
 
 
-def test_every_recorded_schedule_matches_in_every_step():
-    report = replay_file(GOLDEN, KernelReplay)
+@pytest.mark.parametrize("name", GOLDEN)
+def test_every_recorded_schedule_matches_in_every_step(name):
+    report = replay_file(HERE / "data" / name, KernelReplay)
     assert report.failures == []
-    assert (report.matched, report.total, report.skipped) == (150, 150, 0)
+    assert (report.matched, report.total, report.skipped) == (GOLDEN[name], GOLDEN[name], 0)
 
 
 @pytest.mark.parametrize("dp", [1, 3])
@@ -211,11 +212,23 @@ def test_the_bins_of_gaps_are_those_of_the_contract():
     assert update.gap_bin(2**62) < GAP_BINS
 
 
-def test_memory_of_one_environment_stays_below_120_kib():
-    engine = KernelEngine(cluster(8, num_gpu_blocks=29000), 64)
-    for index in range(64):
+def memory(batch: int, **args: object) -> float:
+    """Bytes per environment of 8 instances and 1,000 requests, at the end of an episode."""
+    engine = KernelEngine(cluster(8, **args), batch)
+    for index in range(batch):
         engine.reset(index, trace(count=1000))
-    assert sum(array.nbytes for array in engine.state) / 64 < 120 * 1024
+    engine.run(np.arange(batch * 1000).reshape(batch, -1) % 8)
+    return sum(array.nbytes for array in engine.state) / batch
+
+
+def test_memory_of_one_environment_stays_below_120_kib():
+    assert memory(64) < 120 * 1024
+
+
+def test_kv_blocks_cost_memory_only_where_their_content_matters():
+    assert memory(4, num_gpu_blocks=29000) == memory(4, num_gpu_blocks=60)
+    cached = [memory(1, num_gpu_blocks=blocks, enable_prefix_caching=True) for blocks in (60, 29000)]
+    assert 0 < cached[1] - cached[0] < 64 * 8 * (29000 - 60)
 
 
 def test_a_thousand_sequences_per_instance_cost_no_more_than_their_entries_in_the_heap():
@@ -275,7 +288,8 @@ CALLER = "from copied.kernel.jit import jit\nfrom copied.kernel.b import g\n\n\n
 CALLEE = "from copied.kernel.jit import jit\n\n\n@jit\ndef g(x):\n    return x * {}\n"
 
 
-def test_an_edit_in_any_kernel_file_never_meets_stale_code(tmp_path):
+def copied_package(tmp_path):
+    """A package of two files that caches as the kernel does; the function calls it with a factor in one of them."""
     package = tmp_path / "copied" / "kernel"
     package.mkdir(parents=True)
     shutil.copy(Path(jit.__file__), package / "jit.py")
@@ -283,14 +297,34 @@ def test_an_edit_in_any_kernel_file_never_meets_stale_code(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}
     environment.pop("NUMBA_DISABLE_JIT", None)
 
-    def call(factor: int) -> str:
+    def call(factor: int, before: str = "") -> str:
         (package / "b.py").write_text(CALLEE.format(factor))
-        code = "from copied.kernel.a import f; print(f(10), sum(f.stats.cache_hits.values()))"
+        code = before + "from copied.kernel.a import f; print(f(10), sum(f.stats.cache_hits.values()))"
         return subprocess.run(
             [sys.executable, "-c", code], check=False, env=environment, capture_output=True, text=True
         ).stdout
 
+    return call
+
+
+def test_an_edit_in_any_kernel_file_never_meets_stale_code(tmp_path):
+    call = copied_package(tmp_path)
     assert [call(2), call(2), call(3)] == ["21 0\n", "21 1\n", "31 0\n"]
+
+
+HOOK = """
+from importlib.machinery import SourceFileLoader
+original = SourceFileLoader.get_code
+def get_code(self, name):
+    source = self.get_data(self.path).decode().replace("x * 2", "x * 3")
+    return compile(source, self.path, "exec") if self.path.endswith("b.py") else original(self, name)
+SourceFileLoader.get_code = get_code
+"""
+
+
+def test_code_that_an_import_hook_changed_never_meets_the_code_of_its_file(tmp_path):
+    call = copied_package(tmp_path)
+    assert [call(2, HOOK), call(2), call(2, HOOK)] == ["31 0\n", "21 0\n", "31 1\n"]
 
 
 def test_the_kernel_runs_uncompiled_for_coverage():

@@ -185,10 +185,9 @@ class Scheduler:
             tokens = min(self._wanted(request), budget)
             while tokens > 0 and not self._grow(request, tokens):
                 victim = self._choose_victim()
-                given_back = self._unschedule(victim, plan)
-                budget += given_back
-                # As in vLLM, a victim ahead that had no tokens in this iteration does not shift the position.
-                position -= given_back > 0
+                # A victim ahead moves up everybody behind it, even one that had no tokens (its last is in flight).
+                position -= self.running.index(victim) < position
+                budget += self._unschedule(victim, plan)
                 self._preempt(victim, plan)
                 if victim is request:
                     return budget  # requests behind it get nothing in this iteration

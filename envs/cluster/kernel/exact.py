@@ -25,7 +25,6 @@ def schedule_exact(u: Unit, slot: int) -> tuple[int, bool]:
     preempted = False
     r = inst["run_head"]
     while r >= 0 and budget > 0:
-        skip = 0
         if req[r]["state"] != LAST:
             past = computed_tokens(u, r)
             tokens = min(known_tokens(u, r) - past, budget)
@@ -34,13 +33,9 @@ def schedule_exact(u: Unit, slot: int) -> tuple[int, bool]:
             while needed > u.spec["usable"] - inst["used"]:
                 victim = choose_victim(u)
                 preempted = True
-                ahead = is_ahead(u, victim, r)
-                given_back = preempt(u, slot, victim)
-                budget += given_back
+                budget += preempt(u, slot, victim)
                 if victim == r:
                     break
-                # As in vLLM: its index into the running list is not corrected for a victim without tokens.
-                skip += ahead and given_back == 0
             if req[r]["state"] == WAITING:
                 break
             in_flight = req[r]["link"][slot ^ 1] & TOKEN
@@ -48,9 +43,6 @@ def schedule_exact(u: Unit, slot: int) -> tuple[int, bool]:
             req[r]["link"][slot] = tokens << 2
             budget -= tokens
         r = req[r]["next"]
-        while skip > 0 and r >= 0:
-            r = req[r]["next"]
-            skip -= 1
     commit(u, slot)
     return budget, preempted
 
@@ -92,14 +84,6 @@ def choose_victim(u: Unit) -> Any:
             best = r
         r = row["next"]
     return best
-
-
-@jit
-def is_ahead(u: Unit, victim: int, r: int) -> bool:
-    """Whether ``victim`` stands before ``r`` in the running list."""
-    while r >= 0 and r != victim:
-        r = u.req[r]["next"]
-    return r < 0
 
 
 @jit

@@ -1,17 +1,20 @@
 """The compiler decorator of the kernel, and a disk cache that cannot serve stale code.
 
 Numba notices an edit in the file of a cached function, not in the files of the functions that it calls. So the
-cache folder's name is a hash over all sources that end up in compiled code and over the compiler's versions.
+cache folder's name is a hash over all modules whose code ends up in compiled code, as they are loaded (which need not be
+what their files say: byte-code caches, import hooks), and over the compiler's versions.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeVar
 
 import numba
@@ -20,7 +23,33 @@ import numpy as np
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 HERE = Path(__file__).parent
-SOURCES = (*sorted(HERE.glob("*.py")), HERE.parent / "engine.py", HERE.parent / "judging.py")
+SHARED = ("engine", "judging")  # modules of the cluster that compiled code takes constants and functions from
+MODULES = (
+    *(f"{__package__}.{path.stem}" for path in sorted(HERE.glob("[!_]*.py"))),
+    *(
+        f"{__package__.rpartition('.')[0]}.{path.stem}"
+        for path in sorted(HERE.parent.glob("*.py"))
+        if path.stem in SHARED
+    ),
+)
+
+
+def fingerprint(code: CodeType) -> str:
+    """Everything of a code object that decides what it computes: the same in each process, without line numbers."""
+    constants = [
+        fingerprint(value) if isinstance(value, CodeType) else repr(value)
+        for constant in code.co_consts
+        for value in (sorted(constant, key=repr) if isinstance(constant, frozenset) else [constant])
+    ]
+    names = (code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return repr((code.co_code, code.co_flags, code.co_argcount, names, constants))
+
+
+def loaded_code(module: str) -> CodeType:
+    """The code that importing ``module`` runs, be it from its file, from a byte-code cache or through an import hook."""
+    spec = importlib.util.find_spec(module)
+    loader: Any = spec and spec.loader
+    return loader.get_code(module)
 
 
 @functools.cache
@@ -29,9 +58,12 @@ def cache_folder() -> str | None:
 
     It lies in ``$NUMBA_CACHE_DIR`` or the user's cache folder.
     """
+    config: Any = numba.config
+    if config.DISABLE_JIT:
+        return None
     digest = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version}".encode())
-    for source in SOURCES:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for module in MODULES:
+        digest.update(f"{module} {fingerprint(loaded_code(module))}".encode())
     try:
         default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = Path(os.environ.get("NUMBA_CACHE_DIR") or default) / "fleetgym" / digest.hexdigest()[:16]
