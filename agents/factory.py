@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from fleetgym.agents.networks import SchemaExtractor
 from fleetgym.agents.scorer import MaskableScorerPolicy, ScorerPolicy
 from fleetgym.agents.vec_env import FleetVecEnv
+from fleetgym.envs.config import fits
 from fleetgym.envs.errors import UserError, did_you_mean
 
 ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"ppo": PPO, "maskable_ppo": MaskablePPO, "dqn": DQN}
@@ -58,24 +59,32 @@ class AgentSpec:
             raise UserError(f"num_envs={self.num_envs}: must be at least 1")
         if self.network == "scorer" and self.algorithm == "dqn":
             raise UserError("network='scorer': not available for algorithm='dqn' (allowed: mlp)")
-        allowed = [n for n in inspect.signature(ALGORITHMS[self.algorithm].__init__).parameters if n not in _OWN]
-        for key in self.hyperparameters:
+        parameters = inspect.signature(ALGORITHMS[self.algorithm].__init__).parameters
+        allowed = [name for name in parameters if name not in _OWN]
+        for key, value in self.hyperparameters.items():
             if key not in allowed:
                 raise UserError(f"hyperparameters.{key}: unknown for {self.algorithm}{did_you_mean(key, allowed)}")
+            if not fits(parameters[key].annotation, _value(key, value)):
+                raise UserError(f"hyperparameters.{key}={value!r}: {self.algorithm} takes {parameters[key].annotation}")
 
 
 def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
     """Build an untrained model on ``env``; everything random follows from ``seed``."""
     policy, policy_kwargs = _policy(spec, env.env.config.features)
     learning_env = learner_env(spec, env)
-    return ALGORITHMS[spec.algorithm](
-        policy,
-        learning_env,
-        seed=seed,
-        device="cpu",
-        policy_kwargs=policy_kwargs,
-        **_values(spec.hyperparameters),
-    )
+    try:
+        return ALGORITHMS[spec.algorithm](
+            policy,
+            learning_env,
+            seed=seed,
+            device="cpu",
+            policy_kwargs=policy_kwargs,
+            **_values(spec.hyperparameters),
+        )
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:  # SB3 and torch check the rest
+        raise UserError(f"agent: {spec.algorithm} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def learner_env(spec: AgentSpec, env: FleetVecEnv) -> VecEnv:

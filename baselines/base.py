@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetgym.envs.config import checked_arguments
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.features import DEFAULT_FEATURES
 
@@ -159,10 +160,7 @@ def make_heuristic(name: str, **parameters: Any) -> Heuristic:
         cls = _import(name)
     if cls is None:
         raise UserError(f"policy={name!r}: unknown{did_you_mean(name, REGISTRY)}; or your own as module:Class")
-    try:
-        return cast(Heuristic, cls(**parameters))
-    except TypeError as error:
-        raise UserError(f"policy={name!r}: {error}") from None
+    return cast(Heuristic, cls(**checked_arguments(cls.__init__, parameters, f"policy={name!r}: ")))
 
 
 def _import(path: str) -> Any:

@@ -11,13 +11,12 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fleetgym.baselines import Policy, make_heuristic
-from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingConfig, resolve
 from fleetgym.experiments.config import plain, spec
-from fleetgym.experiments.options import EnvOptions
+from fleetgym.experiments.options import EnvOptions, PartOptions
 
 Part = Literal["train", "validate", "test"]
-_SPLIT_KEYS = ("load", "available", "num_requests", "workload")
 
 
 def routing_problem(cfg: DictConfig, part: Part | None = None) -> RoutingConfig:
@@ -32,12 +31,9 @@ def routing_problem(cfg: DictConfig, part: Part | None = None) -> RoutingConfig:
     values.pop("id")
     workload: dict[str, Any] = dict(plain(cfg.workload))
     if part is not None:
-        split: Mapping[str, Any] = plain(cfg.split[part]) or {}
-        for key in split:
-            if key not in _SPLIT_KEYS:
-                raise UserError(f"split.{part}.{key}: unknown key{did_you_mean(key, _SPLIT_KEYS)}")
-        workload |= split.get("workload") or {}
-        values |= {key: value for key, value in split.items() if key != "workload" and value is not None}
+        changes = asdict(spec(PartOptions, cfg.split.get(part), f"split.{part}"))
+        workload |= changes.pop("workload")
+        values |= {key: value for key, value in changes.items() if value is not None}
     problem = resolve(
         cluster=plain(cfg.cluster),
         workload=workload,
@@ -72,18 +68,20 @@ def make_policy(policy: str | Mapping[str, Any], *, checkpoint: Any = None, bund
     checkpoint, bundle : path, optional
     """
     parameters = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
-    name = str(parameters.pop("name"))
-    if name == "checkpoint":
-        return learned(_required("checkpoint", checkpoint))
-    if name == "bundle":
-        return exported(_required("bundle", bundle))
-    return make_heuristic(name, **parameters)
-
-
-def _required(name: str, value: Any) -> Any:
-    if value is None:
-        raise UserError(f"policy={name}: give {name}=PATH")
-    return value
+    name = parameters.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"policy.name={name!r}: must be the name of a policy")
+    paths = {"checkpoint": checkpoint, "bundle": bundle}
+    for kind, path in paths.items():
+        if kind == name and path is None:
+            raise UserError(f"policy={name}: give {name}=PATH")
+        if kind != name and path is not None:
+            raise UserError(f"{kind}={str(path)!r}: read under policy={kind} only, policy is {name}")
+    if name not in paths:
+        return make_heuristic(name, **parameters)
+    if parameters:
+        raise UserError(f"policy.{next(iter(parameters))}: unknown; policy={name} takes no parameters")
+    return learned(checkpoint) if name == "checkpoint" else exported(bundle)
 
 
 def learned(path: str | Path, name: str | None = None) -> Policy:

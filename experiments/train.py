@@ -23,8 +23,8 @@ def main(cfg: DictConfig) -> float | None:
     import torch
 
     from fleetgym.agents.factory import AgentSpec
-    from fleetgym.agents.training import SELECT_BY, TrainSpec, train
-    from fleetgym.experiments.loggers import make_logger, sb3_logger
+    from fleetgym.agents.training import SELECT_BY, TrainSpec, check_fit, train
+    from fleetgym.experiments.loggers import check_logger, make_logger, sb3_logger
     from fleetgym.experiments.report.plots import training_curve
 
     options = read_options(TrainOptions, cfg)
@@ -36,7 +36,9 @@ def main(cfg: DictConfig) -> float | None:
         options.checkpoint_every_timesteps,
         options.select_by,
     )
+    check_logger(options.logger)
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
+    check_fit(agent, problem)
     torch.set_num_threads(options.torch_threads)
     with RunFolder.from_hydra(cfg) as run:
         with make_logger(

@@ -88,7 +88,7 @@ def test_repeats_must_be_positive() -> None:
 
 
 def test_an_unknown_measurement_names_the_near_ones() -> None:
-    with pytest.raises(UserError, match="only: 'vectr' is unknown; did you mean vector"):
+    with pytest.raises(UserError, match="only='vectr': unknown; did you mean vector"):
         command.measure(QUICK, ["vectr"], progress=False)
 
 

@@ -100,8 +100,9 @@ def resolve(
     spec = DEFAULT_CLUSTER if cluster is None else cluster
     spec = spec if isinstance(spec, ClusterSpec) else build(ClusterSpec, spec, "cluster")
     source = DEFAULT_WORKLOAD if workload is None else workload
-    if num_requests is not None and num_requests < 2:
-        raise UserError(f"num_requests={num_requests}: must be at least 2")
+    whole = isinstance(num_requests, (int, np.integer)) and not isinstance(num_requests, bool)
+    if num_requests is not None and not (whole and num_requests >= 2):
+        raise UserError(f"num_requests={num_requests!r}: must be a whole number of at least 2, or None for all")
     source = make_workload(source) if isinstance(source, Mapping) else source
     if load is not None and (source.rate_rps or source.rate_scale or source.rate_scale_range):
         raise UserError(f"{source.rate_setting}: load={load!r} sets the rate of arrivals; one of the two must be null")
