@@ -124,7 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     root = args.to or user_data_dir()
     try:
-        for entry in [find_dataset(name) for name in args.names] or DATASETS.values():
+        entries = [find_dataset(name) for name in args.names] or list(DATASETS.values())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        for entry in entries:
             path = download(entry, root / "traces", force=args.force)
             print(f"{entry.name}: {path} ({entry.requests} requests, sha256 verified, {entry.licence})")
     except UserError as error:
