@@ -65,7 +65,8 @@ class AgentSpec:
             if key not in allowed:
                 raise UserError(f"hyperparameters.{key}: unknown for {self.algorithm}{did_you_mean(key, allowed)}")
             if not fits(parameters[key].annotation, _value(key, value)):
-                raise UserError(f"hyperparameters.{key}={value!r}: {self.algorithm} takes {parameters[key].annotation}")
+                kind = inspect.formatannotation(parameters[key].annotation)
+                raise UserError(f"hyperparameters.{key}={value!r}: {self.algorithm} takes {kind}")
 
 
 def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
@@ -97,8 +98,10 @@ def learner_env(spec: AgentSpec, env: FleetVecEnv) -> VecEnv:
 
 def _policy(spec: AgentSpec, features: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     kwargs = _values(spec.policy_kwargs)
-    if isinstance(kwargs.get("activation_fn"), str):
-        kwargs["activation_fn"] = getattr(torch.nn, kwargs["activation_fn"])
+    if isinstance(name := kwargs.get("activation_fn"), str):
+        kwargs["activation_fn"] = getattr(torch.nn, name, None)
+        if kwargs["activation_fn"] is None:
+            raise UserError(f"policy_kwargs.activation_fn={name!r}: must be a class of torch.nn, such as Tanh or ReLU")
     if spec.network == "scorer":
         policy = MaskableScorerPolicy if spec.algorithm == "maskable_ppo" else ScorerPolicy
         return policy, {"features": features, **kwargs}

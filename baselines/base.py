@@ -167,8 +167,10 @@ def _import(path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"policy={path!r}: cannot import it: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, Heuristic)):
+        raise UserError(f"policy={path!r}: must be a subclass of fleetgym.baselines.Heuristic")
     if not cls.name:
         cls.name = attribute
     return cls

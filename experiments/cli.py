@@ -93,8 +93,11 @@ def _remove_empty_run_folder() -> None:
         return
     here = Path.cwd()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    while folder != here and not any(folder.iterdir()):
-        folder.rmdir()
+    while folder != here:
+        try:
+            folder.rmdir()
+        except OSError:  # it holds something
+            return
         if here not in folder.parents:
             return
         folder = folder.parent

@@ -188,6 +188,8 @@ def _unknown_key(key: str, error: Exception, config_name: str) -> str:
         known = known[part]
     if not isinstance(known, DictConfig):
         return f"{key}: {'.'.join(path)} has no keys" if path else _one_line(error)
+    if key.startswith("hydra."):  # `cfg` leaves these out
+        return f"{key}: unknown key"
     wrong = key.replace("/", ".").split(".")[len(path) :]
     return f"{key}: unknown key{did_you_mean(wrong[0] if wrong else key, map(str, known))}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from fleetgym import conf
 from fleetgym.agents.factory import AgentSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments import cli
@@ -21,6 +23,7 @@ from fleetgym.experiments.options import OPTIONS, read_options
 from fleetgym.experiments.problem import make_policy, routing_problem
 
 COMMANDS = sorted(OPTIONS)
+EXPERIMENTS = sorted(file.name.removesuffix(".yaml") for file in (resources.files(conf) / "experiment").iterdir())
 # What a command cannot do without, so that its other keys can be tried.
 NEEDED = {
     "golden": ["file=x"],
@@ -139,12 +142,15 @@ WRONG: list[tuple[str, str]] = [
     ("simulate policy=bundle bundle=a +policy.queue=1", "policy.queue: unknown; policy=bundle takes no parameters"),
     ("simulate +policy.queue=1", "policy='least_inflight': queue: unknown; it takes none"),
     ("simulate policy=llmd_queue_kv policy.queue=x", "policy='llmd_queue_kv': queue='x': expected a finite number"),
+    ("simulate policy.name=os:path", "policy='os:path': must be a subclass of fleetgym.baselines.Heuristic"),
+    ("simulate policy.name=:x", "policy=':x': cannot import it"),
+    ("simulate hydra.foo=3", "hydra.foo: unknown key"),
     ("simulate policy.name=3", "policy.name=3: must be the name of a policy"),
     ("leaderboard policies=[{nme:random}]", "policy.name=None: must be the name of a policy"),
     ("train logger.name=cvs", "logger='cvs': unknown; did you mean csv"),
     ("train +logger.project=x", "logger.project: unknown field"),
     ("train logger=wandb logger.tags=[3]", "logger.tags[0]=3: expected a text"),
-    ("train agent.hyperparameters.n_steps=many", "agent: hyperparameters.n_steps='many': ppo takes <class 'int'>"),
+    ("train agent.hyperparameters.n_steps=many", "agent: hyperparameters.n_steps='many': ppo takes int"),
     ("train agent.hyperparameters=3", "agent.hyperparameters"),
     ("train agent=dqn env.available=[4,8]", "available=[4, 8]: dqn with network='mlp' cannot tell"),
     ("export policy=random", "policy='random': has no linear score"),
@@ -226,6 +232,12 @@ def options_of(command: str, *overrides: str) -> Any:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_defaults_of_every_command_are_read(command: str) -> None:
     options_of(command, *NEEDED.get(command, ()))
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "leaderboard"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_read_by_every_command_that_shares_it(command: str, name: str) -> None:
+    options_of(command, f"experiment={name}")
 
 
 def test_a_lone_name_is_a_list_of_one() -> None:

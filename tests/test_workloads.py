@@ -238,7 +238,7 @@ def test_absent_path_is_named(tmp_path: Path) -> None:
         ({"kind": "azure", "rate_sale": 2.0}, r"workload.rate_sale: unknown field; did you mean rate_scale"),
         ({"kind": "azure", "rate_scale": 0.0}, r"rate_scale=0.0: must be positive"),
         ({"kind": "azure", "rate_rps": -1.0}, r"rate_rps=-1.0: must be positive"),
-        ({"kind": "azure", "rate_rps": float("nan")}, r"rate_rps=nan: must be positive"),
+        ({"kind": "azure", "rate_rps": float("nan")}, r"rate_rps=nan: expected a finite number"),
         ({"kind": "azure", "rate_rps": 1.0, "rate_scale": 1.0}, r"either rate_scale or rate_rps"),
         ({"kind": "azure", "rate_scale_range": [2.0, 1.0]}, r"rate_scale_range=\[2.0, 1.0\]"),
         ({"kind": "azure", "start": 0.5, "stop": 0.5}, r"start=0.5, stop=0.5: must be 0 <= start < stop <= 1"),
