@@ -25,9 +25,9 @@ install: $(INSTALLED)  ## make .venv and install the tested set
 
 demo: install  ## train a router, rank it, print where the results lie
 	@# On the Azure trace if it is here or can be fetched, else on requests like it from the embedded generator.
-	@$(BIN)/fleetgym download-traces azure_conversation \
-		&& echo demo_azure > $(VENV)/.demo \
-		|| { echo "demo: no trace, so requests are generated"; echo demo > $(VENV)/.demo; }
+	@if $(BIN)/fleetgym download-traces --optional azure_conversation; \
+		then echo demo_azure > $(VENV)/.demo; \
+		else echo "note: the demo does without the trace: its requests are generated"; echo demo > $(VENV)/.demo; fi
 	$(BIN)/fleetgym train experiment=$$(cat $(VENV)/.demo) hydra.run.dir=outputs/demo/train
 	$(BIN)/fleetgym leaderboard experiment=$$(cat $(VENV)/.demo) hydra.run.dir=outputs/demo/leaderboard
 	@echo "Trained router: $(CURDIR)/outputs/demo/train"

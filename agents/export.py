@@ -235,6 +235,14 @@ def from_heuristic(policy: str, config: Mapping[str, Any] | None = None) -> Sour
     return Source(policy, "linear_score", features, weights, config=config or {})
 
 
+def check_target(folder: str | Path) -> Path:
+    """Return where a bundle will lie; a folder that exists already is refused."""
+    target = Path(folder).absolute()
+    if target.exists():
+        raise UserError(f"bundle={str(folder)!r}: exists already; remove it or name another folder")
+    return target
+
+
 def write_bundle(folder: str | Path, source: Source) -> Path:
     """Write the bundle, verify it, and only then give it its name.
 
@@ -243,9 +251,7 @@ def write_bundle(folder: str | Path, source: Source) -> Path:
     UserError
         The folder exists or cannot be written.
     """
-    target = Path(folder).absolute()
-    if target.exists():
-        raise UserError(f"bundle={str(folder)!r}: exists already; remove it or name another folder")
+    target = check_target(folder)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from fleetgym.agents.networks import SchemaExtractor
 from fleetgym.agents.scorer import MaskableScorerPolicy, ScorerPolicy
 from fleetgym.agents.vec_env import FleetVecEnv
+from fleetgym.envs.config import fits
 from fleetgym.envs.errors import UserError, did_you_mean
 
 ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"ppo": PPO, "maskable_ppo": MaskablePPO, "dqn": DQN}
@@ -58,24 +59,33 @@ class AgentSpec:
             raise UserError(f"num_envs={self.num_envs}: must be at least 1")
         if self.network == "scorer" and self.algorithm == "dqn":
             raise UserError("network='scorer': not available for algorithm='dqn' (allowed: mlp)")
-        allowed = [n for n in inspect.signature(ALGORITHMS[self.algorithm].__init__).parameters if n not in _OWN]
-        for key in self.hyperparameters:
+        parameters = inspect.signature(ALGORITHMS[self.algorithm].__init__).parameters
+        allowed = [name for name in parameters if name not in _OWN]
+        for key, value in self.hyperparameters.items():
             if key not in allowed:
                 raise UserError(f"hyperparameters.{key}: unknown for {self.algorithm}{did_you_mean(key, allowed)}")
+            if not fits(parameters[key].annotation, _value(key, value)):
+                kind = inspect.formatannotation(parameters[key].annotation)
+                raise UserError(f"hyperparameters.{key}={value!r}: {self.algorithm} takes {kind}")
 
 
 def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
     """Build an untrained model on ``env``; everything random follows from ``seed``."""
     policy, policy_kwargs = _policy(spec, env.env.config.features)
     learning_env = learner_env(spec, env)
-    return ALGORITHMS[spec.algorithm](
-        policy,
-        learning_env,
-        seed=seed,
-        device="cpu",
-        policy_kwargs=policy_kwargs,
-        **_values(spec.hyperparameters),
-    )
+    try:
+        return ALGORITHMS[spec.algorithm](
+            policy,
+            learning_env,
+            seed=seed,
+            device="cpu",
+            policy_kwargs=policy_kwargs,
+            **_values(spec.hyperparameters),
+        )
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:  # SB3 and torch check the rest
+        raise UserError(f"agent: {spec.algorithm} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def learner_env(spec: AgentSpec, env: FleetVecEnv) -> VecEnv:
@@ -88,8 +98,10 @@ def learner_env(spec: AgentSpec, env: FleetVecEnv) -> VecEnv:
 
 def _policy(spec: AgentSpec, features: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     kwargs = _values(spec.policy_kwargs)
-    if isinstance(kwargs.get("activation_fn"), str):
-        kwargs["activation_fn"] = getattr(torch.nn, kwargs["activation_fn"])
+    if isinstance(name := kwargs.get("activation_fn"), str):
+        kwargs["activation_fn"] = getattr(torch.nn, name, None)
+        if kwargs["activation_fn"] is None:
+            raise UserError(f"policy_kwargs.activation_fn={name!r}: must be a class of torch.nn, such as Tanh or ReLU")
     if spec.network == "scorer":
         policy = MaskableScorerPolicy if spec.algorithm == "maskable_ppo" else ScorerPolicy
         return policy, {"features": features, **kwargs}

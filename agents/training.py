@@ -229,6 +229,15 @@ class ProgressCallback(BaseCallback):
         self.bar.stop()
 
 
+def check_fit(agent: AgentSpec, problem: RoutingConfig) -> None:
+    """Refuse an agent that cannot learn this problem."""
+    if problem.available is not None and agent.network == "mlp" and agent.algorithm != "maskable_ppo":
+        raise UserError(
+            f"available={list(problem.available)}: {agent.algorithm} with network='mlp' cannot tell which instances exist; "
+            "train with available=null, or with network='scorer' or algorithm='maskable_ppo'"
+        )
+
+
 def train(
     agent: AgentSpec,
     problem: RoutingConfig,
@@ -268,11 +277,7 @@ def train(
         The trained model and one row per held-out evaluation, ``timesteps`` and `held_out_score`. Of a resumed run the
         first is the folder's best model so far, if there is one, the next the checkpoint itself.
     """
-    if problem.available is not None and agent.network == "mlp" and agent.algorithm != "maskable_ppo":
-        raise UserError(
-            f"available={list(problem.available)}: {agent.algorithm} with network='mlp' cannot tell which instances exist; "
-            "train with available=null, or with network='scorer' or algorithm='maskable_ppo'"
-        )
+    check_fit(agent, problem)
     env = FleetVecEnv(RoutingVectorEnv(agent.num_envs, config=problem, stagger=True, episode_metrics=False))
     env.seed(seed)
     model = make_model(agent, env, seed) if resume is None else _resumed(resume, agent, env, seed)

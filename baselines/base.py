@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetgym.envs.config import checked_arguments
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.features import DEFAULT_FEATURES
 
@@ -159,18 +160,17 @@ def make_heuristic(name: str, **parameters: Any) -> Heuristic:
         cls = _import(name)
     if cls is None:
         raise UserError(f"policy={name!r}: unknown{did_you_mean(name, REGISTRY)}; or your own as module:Class")
-    try:
-        return cast(Heuristic, cls(**parameters))
-    except TypeError as error:
-        raise UserError(f"policy={name!r}: {error}") from None
+    return cast(Heuristic, cls(**checked_arguments(cls.__init__, parameters, f"policy={name!r}: ")))
 
 
 def _import(path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"policy={path!r}: cannot import it: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, Heuristic)):
+        raise UserError(f"policy={path!r}: must be a subclass of fleetgym.baselines.Heuristic")
     if not cls.name:
         cls.name = attribute
     return cls

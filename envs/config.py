@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from fleetgym.envs.errors import UserError, did_you_mean
@@ -49,7 +51,42 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+def checked_arguments(function: Callable[..., Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check keyword arguments from a config against the annotations of ``function``; what has none passes.
+
+    Parameters
+    ----------
+    function : callable
+    values : Mapping[str, Any]
+    where : str
+        Begins the message.
+
+    Raises
+    ------
+    UserError
+        An argument that ``function`` does not have or that is of the wrong type, or one that it misses.
+    """
+    parameters = inspect.signature(function).parameters
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:  # annotated with what is imported for type checkers only
+        hints = {}
+    named = [
+        name for name, p in parameters.items() if name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    for name in values:
+        if name not in named and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+            raise UserError(f"{where}{name}: unknown{did_you_mean(name, named) if named else '; it takes none'}")
+    for name in named:
+        if name not in values and parameters[name].default is inspect.Parameter.empty:
+            raise UserError(f"{where}{name}: missing; it has no default")
+    return {
+        name: _convert(hints[name], value, f"{where}{name}") if name in hints else value
+        for name, value in values.items()
+    }
+
+
+_NAMES = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -61,7 +98,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in options:
             return None
         options = tuple(option for option in options if option is not type(None))
-        fitting = [option for option in options if _looks_like(option, value)]
+        fitting = [option for option in options if fits(option, value)]
         if len(options) > 1 and not fitting:
             raise _unfit(where, value, " or ".join(map(_described, options)))
         return _convert((fitting or options)[0], value, where)
@@ -71,33 +108,39 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         element = typing.get_args(hint)[0]
-        if isinstance(value, str) and _looks_like(element, value):
+        if isinstance(value, str) and fits(element, value):
             value = (value,)  # a lone name is a list of one
         if isinstance(value, (str, Mapping)) or not hasattr(value, "__iter__"):
             raise _unfit(where, value, _described(hint))
         return tuple(_convert(element, item, f"{where}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
-    if not _looks_like(hint, value):
+    if not fits(hint, value):
         raise _unfit(where, value, _described(hint))
     return float(value) if hint is float else value
 
 
-def _looks_like(hint: Any, value: Any) -> bool:
-    """Whether ``value`` is of the kind of ``hint``; what it holds is not looked at."""
+def fits(hint: Any, value: Any) -> bool:
+    """Whether ``value`` is of the kind of the annotation ``hint``; annotations of no config value fit all."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_looks_like(option, value) for option in typing.get_args(hint))
+        return any(fits(option, value) for option in typing.get_args(hint))
     if origin is typing.Literal:
         return value in typing.get_args(hint)
     if origin is tuple:
         return isinstance(value, (list, tuple))
-    if origin is not None and issubclass(origin, Mapping):
+    if origin is list:
+        return isinstance(value, (list, tuple)) and all(fits(typing.get_args(hint)[0], item) for item in value)
+    if origin is Callable:
+        return callable(value)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, Mapping)
+    if origin is type:
+        return isinstance(value, type)
     if dataclasses.is_dataclass(hint):
         return isinstance(value, (Mapping, hint))  # type: ignore[arg-type]
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return not isinstance(hint, type) or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool)))
 
 

@@ -65,10 +65,18 @@ class Task:
             raise CommandFailed(traceback.format_exc(), 1) from None
 
     def __reduce__(self) -> tuple[Callable[[str, str], Task], tuple[str, str]]:
-        module = self._body.__module__
-        if module == "__main__":  # python -m fleetgym.experiments.COMMAND
-            module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
-        return _load_task, (module, self._body.__name__)
+        return _load_task, (_importable(self._body.__module__), self._body.__name__)
+
+
+def _importable(module: str) -> str:
+    """Return the name under which another process can import ``module``."""
+    main: Any = sys.modules["__main__"]
+    if module != "__main__":
+        return module
+    if main.__spec__ is not None:  # python -m fleetgym.experiments.COMMAND
+        return str(main.__spec__.name)
+    path = Path(main.__file__).absolute()  # python experiments/COMMAND.py
+    return f"{__package__}.{path.stem}" if path.parent == Path(__file__).absolute().parent else path.stem
 
 
 def _load_task(module: str, name: str) -> Task:
@@ -85,8 +93,11 @@ def _remove_empty_run_folder() -> None:
         return
     here = Path.cwd()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    while folder != here and not any(folder.iterdir()):
-        folder.rmdir()
+    while folder != here:
+        try:
+            folder.rmdir()
+        except OSError:  # it holds something
+            return
         if here not in folder.parents:
             return
         folder = folder.parent

@@ -158,6 +158,8 @@ def _not_composable(error: ConfigCompositionException, config_name: str) -> str:
         key, value = found.groups()
         text = shlex.quote(f'{key}="{value}"')
         return f"{key}={value}: {text} is one text, {key}=[{value}] a list, and with -m it is a sweep"
+    if found := re.match("Error merging override (.+)", text):
+        return f"{found[1]}: {_one_line(error.__cause__ or error)}"
     if found := re.search("Could not override '([^']+)'", text):
         return _unknown_key(found[1].partition("@")[0], error, config_name)
     return text
@@ -180,7 +182,7 @@ def _unknown_key(key: str, error: Exception, config_name: str) -> str:
 
     command = config_name.replace("_", "-")
     if (readers := readers_of(key.replace("/", ".").split("."))) and command not in readers:
-        return f"{key}: {command} does not read this; {', '.join(readers)} does"
+        return f"{key}: {command} does not read this; read by {', '.join(readers)}"
     if not isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError | None):
         return f"{key}: {_one_line(error.__cause__)}"
     try:
@@ -196,6 +198,8 @@ def _unknown_key(key: str, error: Exception, config_name: str) -> str:
         known = known[part]
     if not isinstance(known, DictConfig):
         return f"{key}: {'.'.join(path)} has no keys" if path else _one_line(error)
+    if key.startswith("hydra."):  # `cfg` leaves these out
+        return f"{key}: unknown key"
     wrong = key.replace("/", ".").split(".")[len(path) :]
     return f"{key}: unknown key{did_you_mean(wrong[0] if wrong else key, map(str, known))}"
 

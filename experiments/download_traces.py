@@ -110,11 +110,12 @@ def _copy(response: IO[bytes], file: IO[bytes], label: str, have: int, total: in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Download traces; return 0, or 2 after one line on stderr that says what went wrong."""
+    """Download traces; return 0, or 2 after one line that says what went wrong."""
     parser = argparse.ArgumentParser(prog="fleetgym download-traces", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(DATASETS)}")
     parser.add_argument("--to", type=Path, help="data folder (default: $FLEETGYM_DATA, else ~/.local/share/fleetgym)")
     parser.add_argument("--force", action="store_true", help="fetch again although a verified copy is there")
+    parser.add_argument("--optional", action="store_true", help="what cannot be had is a note on stdout, no error")
     parser.add_argument("--list", action="store_true", help="print what can be had, and stop")
     args = parser.parse_args(argv)
     if args.list:
@@ -123,11 +124,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     root = args.to or user_data_dir()
     try:
-        for entry in [find_dataset(name) for name in args.names] or DATASETS.values():
+        entries = [find_dataset(name) for name in args.names] or list(DATASETS.values())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        for entry in entries:
             path = download(entry, root / "traces", force=args.force)
             print(f"{entry.name}: {path} ({entry.requests} requests, sha256 verified, {entry.licence})")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"note: {error}" if args.optional else f"error: {error}", file=None if args.optional else sys.stderr)
         return 2
     if args.to is not None and root.resolve() != user_data_dir().resolve():
         print(f"set FLEETGYM_DATA={root} so that workloads find them")

@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> float | None:
     """Export and verify; return the largest relative score difference."""
     # Imported here so that `--help` and `--cfg` answer without loading torch.
     from fleetgym.agents.bundle_verify import verify
-    from fleetgym.agents.export import from_checkpoint, from_heuristic, write_bundle
+    from fleetgym.agents.export import check_target, from_checkpoint, from_heuristic, write_bundle
     from fleetgym.envs.fingerprint import routing_fingerprint
 
     options = read_options(ExportOptions, cfg)
@@ -44,6 +44,8 @@ def main(cfg: DictConfig) -> float | None:
         print(f"warning: {warning.message}")
     if options.evaluation is not None:
         source = dataclasses.replace(source, evaluation=evaluation_rows(Path(options.evaluation)))
+    if options.bundle is not None:
+        check_target(options.bundle)
     with RunFolder.from_hydra(cfg) as run:
         folder = write_bundle(run.path / "bundle" if options.bundle is None else options.bundle, source)
         report = verify(folder)

@@ -7,13 +7,15 @@ import netrc
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -148,7 +150,7 @@ class WandbLogger(MetricLogger):
             project=project,
             group=group,
             job_type=job_type,
-            tags=tags or [],
+            tags=list(tags or ()),
             mode=chosen,
             reinit="create_new",  # runs of one process never merge
             settings=wandb.Settings(silent=True),
@@ -183,6 +185,38 @@ def default_wandb_mode() -> str:
 LOGGERS = ("none", "csv", "tensorboard", "wandb")
 
 
+@dataclass(frozen=True)
+class LoggerSpec:
+    """A logger without settings of its own (``conf/logger``)."""
+
+    name: Literal["none", "csv", "tensorboard"]
+
+
+@dataclass(frozen=True)
+class WandbSpec:
+    """Weights & Biases; see `WandbLogger`."""
+
+    name: Literal["wandb"]
+    project: str = "fleetgym"
+    mode: Literal["online", "offline", "disabled", "shared"] | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def check_logger(settings: Mapping[str, Any]) -> None:
+    """Check ``cfg.logger`` before there is a folder to log to.
+
+    Raises
+    ------
+    UserError
+        Unknown logger or setting, or a value of the wrong type.
+    """
+    name = settings.get("name")
+    if name not in LOGGERS:
+        raise UserError(f"logger={name!r}: unknown{did_you_mean(name, LOGGERS)}")
+    build(WandbSpec if name == "wandb" else LoggerSpec, settings, "logger")
+
+
 def make_logger(
     settings: Mapping[str, Any],
     folder: Path,
@@ -211,20 +245,18 @@ def make_logger(
     UserError
         Unknown logger.
     """
-    name = settings.get("name")
+    check_logger(settings)
     options = {key: value for key, value in settings.items() if key != "name"}
-    match name:
+    match settings["name"]:
         case "none":
             return NoLogger()
         case "csv":
             return CsvLogger(folder)
         case "tensorboard":
             return TensorboardLogger(folder)
-        case "wandb":
+        case _:
             options["group"] = options.get("group") or group
             return WandbLogger(folder, config or {}, job_type=job_type, **options)
-        case _:
-            raise UserError(f"logger={name!r}: unknown{did_you_mean(name, LOGGERS)}")
 
 
 def sb3_logger(logger: MetricLogger) -> Logger:

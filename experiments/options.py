@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from fleetgym.envs.config import build
@@ -281,12 +282,16 @@ def read_options(cls: type[T], cfg: DictConfig, overrides: Iterable[str] | None 
     """
     if overrides is None:
         overrides = task_overrides(HydraConfig.get()) if HydraConfig.initialized() else ()
-    _refuse_unread(cls, overrides)
+    given = OverridesParser.create().parse_overrides(list(overrides))
+    _refuse_unread(cls, given)
     known = {key for options in OPTIONS.values() for key in _fields(options)}
     for key in map(str, cfg):
         if key not in known and key != "hydra":
             raise UserError(f"{key}: unknown key{did_you_mean(key, _fields(cls))}")
-    return build(cls, {key: plain(cfg[key]) for key in _fields(cls) if key in cfg.keys()}, "")  # noqa: SIM118 (`in cfg` skips '???')
+    # Not `in cfg`, which passes over a key that is still '???'.
+    options = build(cls, {key: plain(cfg[key]) for key in _fields(cls) if key in cfg.keys()}, "")  # noqa: SIM118
+    _refuse_void(options, given)
+    return options
 
 
 def _fields(cls: type[Options]) -> dict[str, tuple[str, ...]]:
@@ -294,13 +299,25 @@ def _fields(cls: type[Options]) -> dict[str, tuple[str, ...]]:
     return {f.name: f.metadata.get("only", ()) for f in dataclasses.fields(cls)}
 
 
-def _refuse_unread(cls: type[Options], overrides: Iterable[str]) -> None:
+def _refuse_unread(cls: type[Options], overrides: Iterable[Override]) -> None:
     """Refuse what the command line sets and the command does not read."""
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in overrides:
         path = override.key_or_group.replace("/", ".").split(".")
         readers = readers_of(path)
         if path[0] != "experiment" and readers and cls.command not in readers:
-            raise UserError(f"{override.input_line}: {cls.command} does not read this; {', '.join(readers)} does")
+            raise UserError(f"{override.input_line}: {cls.command} does not read this; read by {', '.join(readers)}")
+
+
+def _refuse_void(options: Options, overrides: Iterable[Override]) -> None:
+    """Refuse what the command line sets and another setting makes void."""
+    if not isinstance(options, Simulated) or options.env.num_requests is None:
+        return
+    for override in overrides:
+        if override.key_or_group == "workload.num_requests" and override.value() is not None:
+            raise UserError(
+                f"{override.input_line}: void under env.num_requests={options.env.num_requests}, which says how many "
+                "requests an episode has; set that, or set it to null"
+            )
 
 
 def readers_of(path: list[str]) -> list[str]:

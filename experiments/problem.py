@@ -36,7 +36,7 @@ def routing_problem(cfg: DictConfig, part: PartName | None = None) -> RoutingCon
     values["failure_s"] = cfg.failure_s if scenario is None else scenario.failure_s
     if scenario is not None and part is not None:
         own = getattr(scenario.parts, part)
-        workload |= own.workload or {}
+        workload |= own.workload
         values |= own.environment()
     problem = resolve(
         cluster=plain(cfg.cluster),
@@ -91,18 +91,20 @@ def make_policy(policy: str | Mapping[str, Any], *, checkpoint: Any = None, bund
     checkpoint, bundle : path, optional
     """
     parameters = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
-    name = str(parameters.pop("name"))
-    if name == "checkpoint":
-        return learned(_required("checkpoint", checkpoint))
-    if name == "bundle":
-        return exported(_required("bundle", bundle))
-    return make_heuristic(name, **parameters)
-
-
-def _required(name: str, value: Any) -> Any:
-    if value is None:
-        raise UserError(f"policy={name}: give {name}=PATH")
-    return value
+    name = parameters.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"policy.name={name!r}: must be the name of a policy")
+    paths = {"checkpoint": checkpoint, "bundle": bundle}
+    for kind, path in paths.items():
+        if kind == name and path is None:
+            raise UserError(f"policy={name}: give {name}=PATH")
+        if kind != name and path is not None:
+            raise UserError(f"{kind}={str(path)!r}: read under policy={kind} only, policy is {name}")
+    if name not in paths:
+        return make_heuristic(name, **parameters)
+    if parameters:
+        raise UserError(f"policy.{next(iter(parameters))}: unknown; policy={name} takes no parameters")
+    return learned(checkpoint) if name == "checkpoint" else exported(bundle)
 
 
 def learned(path: str | Path, name: str | None = None) -> Policy:

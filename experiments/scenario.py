@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -31,14 +31,10 @@ class Part:
         Fields that replace those of the workload.
     """
 
-    load: Any = None
-    available: Any = None
+    load: float | tuple[float, ...] | None = None
+    available: int | tuple[int, ...] | None = None
     num_requests: int | None = None
-    workload: Any = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.workload is not None and not isinstance(self.workload, dict):
-            raise UserError(f"workload={self.workload!r}: expected fields of the workload")
+    workload: Mapping[str, Any] = field(default_factory=dict)
 
     def environment(self) -> dict[str, Any]:
         """Return the arguments of the environment that this part replaces."""

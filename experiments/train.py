@@ -25,8 +25,8 @@ def main(cfg: DictConfig) -> float | None:
     import torch
 
     from fleetgym.agents.factory import AgentSpec
-    from fleetgym.agents.training import TrainSpec, train
-    from fleetgym.experiments.loggers import make_logger, sb3_logger
+    from fleetgym.agents.training import TrainSpec, check_fit, train
+    from fleetgym.experiments.loggers import check_logger, make_logger, sb3_logger
     from fleetgym.experiments.report.plots import training_curve
 
     options = read_options(TrainOptions, cfg)
@@ -39,7 +39,9 @@ def main(cfg: DictConfig) -> float | None:
         options.checkpoint_every_timesteps,
         rank_by,
     )
+    check_logger(options.logger)
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
+    check_fit(agent, problem)
     note_estimates(problem.cluster)
     check_failure_s(held_out, Windows(tuple(range(options.eval_episodes)), "generated"))
     torch.set_num_threads(options.torch_threads)

@@ -197,3 +197,41 @@ def test_a_command_called_with_a_config_just_runs() -> None:
     assert main(3) == 6.0
     with pytest.raises(UserError):
         main(-1)
+
+
+# A call of each command that is refused after its imports.
+PAST_IMPORTS = {
+    "simulate": ["policy=checkpoint", "checkpoint=none.zip"],
+    "train": ["agent.num_envs=0"],
+    "evaluate": ["policy=bundle", "bundle=none"],
+    "leaderboard": ["checkpoint=none.zip"],
+    "bench": ["only=nothing"],
+    "golden": ["file=none"],
+    "validate": ["measured=none", "gpu=x", "model=x"],
+    "calibrate": ["measured=none", "gpu=x", "model=x"],
+    "export": ["checkpoint=none.zip"],
+    "export-verify": ["bundle=none"],
+    "download-traces": ["nothing"],
+}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_is_also_a_script(name: str, tmp_path: Path) -> None:
+    script = Path(cli.__file__).with_name(f"{name.replace('-', '_')}.py")
+    done = run(sys.executable, str(script), *PAST_IMPORTS[name], cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_module_beside_the_scripts_hides_one_of_the_standard_library() -> None:
+    """Python puts a script's folder first on its path."""
+    assert not {file.stem for file in Path(cli.__file__).parent.glob("*.py")} & sys.stdlib_module_names
+
+
+def test_a_script_sweeps_in_worker_processes(probe: Path, tmp_path: Path) -> None:
+    sweep = ("-m", "file=a,b", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=out")
+    done = run(sys.executable, str(probe / "probe.py"), *sweep, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"by_reference": true' in (tmp_path / "out" / "1" / "metrics.json").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -146,6 +147,37 @@ def test_command_puts_files_where_workloads_look(
     assert captured.err.startswith("error: made: ")
     assert captured.err.count("\n") == 1
     assert data.locate(None, "made").read_bytes() == CONTENT
+
+
+def test_a_trace_that_one_can_do_without_is_a_note(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLEETGYM_DATA", str(tmp_path))
+    monkeypatch.setitem(DATASETS, "made", dataset("http://127.0.0.1:1/x"))
+    assert main(["made", "--optional"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith("note: made: cannot download")
+    assert (captured.out.count("\n"), captured.err) == (1, "")
+    assert main(["maed", "--optional"]) == 2
+    assert capsys.readouterr().err.startswith("error: dataset='maed'")
+
+
+@pytest.mark.parametrize(("code", "experiment"), [(0, "demo_azure"), (2, "demo")])
+def test_the_demo_does_without_the_trace(code: int, experiment: str, tmp_path: Path) -> None:
+    """The recipe of ``make demo``, with a command that only says what it was asked."""
+    binary = tmp_path / "bin" / "fleetgym"
+    binary.parent.mkdir()
+    binary.write_text(f'#!/bin/sh\necho "$@"\ntest "$1" != download-traces || exit {code}\n')
+    binary.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        ["make", "-s", "-C", str(root), "demo", f"VENV={tmp_path}"], capture_output=True, text=True, check=True
+    )
+    assert f"train experiment={experiment} " in done.stdout
+    assert f"leaderboard experiment={experiment} " in done.stdout
+    assert ("note: " in done.stdout) == (code != 0)
+    assert "error" not in (done.stdout + done.stderr).lower()
 
 
 def test_command_lists_and_refuses_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from fleetgym import conf
+from fleetgym.agents.factory import AgentSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments import cli
-from fleetgym.experiments.config import compose_config
+from fleetgym.experiments.config import compose_config, spec
+from fleetgym.experiments.loggers import check_logger
 from fleetgym.experiments.options import OPTIONS, read_options
+from fleetgym.experiments.problem import make_policy, routing_problem
 
 COMMANDS = sorted(OPTIONS)
+EXPERIMENTS = sorted(file.name.removesuffix(".yaml") for file in (resources.files(conf) / "experiment").iterdir())
 # What a command cannot do without, so that its other keys can be tried.
 NEEDED = {
     "golden": ["file=x"],
@@ -100,14 +107,61 @@ WRONG: list[tuple[str, str]] = [
     ("export checkpoint=[a]", "checkpoint=['a']: expected a text"),
     ("export-verify bundle=3", "bundle=3: expected a text"),
     ("simulate env.num_requests=abc", "env.num_requests='abc': expected a whole number"),
-    ("simulate env.load=abc", "env.load='abc': expected a number or a list"),
-    ("simulate env.load=true", "env.load=True: expected a number or a list"),
+    ("simulate env.load=abc", "env.load='abc': expected a finite number or a list"),
+    ("simulate env.load=true", "env.load=True: expected a finite number or a list"),
     ("simulate env.features=3", "env.features=3: expected a list"),
     ("simulate workload.rate_rps=1e-9", "workload.rate_rps=1e-09: too slow"),
     ("simulate workload.rate_scale=1e-300", "workload.rate_scale=1e-300: too slow"),
     ("simulate workload.rate_rps=1e-9 workload.arrivals={process:poisson}", "workload.rate_rps=1e-09: too slow"),
     ("simulate workload.rate_scale_range=[1e-300,1e-300]", "workload.rate_scale_range=[1e-300, 1e-300]: too slow"),
+    # What the command does not read, or what another setting makes void
+    ("simulate env.id=nonsense", "env.id='nonsense': unknown (allowed: fleetgym.envs:fleetgym/Routing-v0)"),
+    ("simulate reward=ttft", "reward: simulate does not read this; read by train"),
+    ("simulate reward.scale=2", "reward.scale: simulate does not read this; read by train"),
+    ("evaluate reward=ttft", "reward=ttft: evaluate does not read this; read by train"),
+    ("leaderboard reward.rejected=0", "reward.rejected=0: leaderboard does not read this; read by train"),
+    ("leaderboard agent=dqn", "agent=dqn: leaderboard does not read this; read by train"),
+    ("leaderboard agent.num_envs=3", "agent.num_envs=3: leaderboard does not read this; read by train"),
+    ("leaderboard policy=random", "policy=random: leaderboard does not read this; read by simulate, evaluate, export"),
+    (
+        "leaderboard scenario.parts.train.load=0.5",
+        "scenario.parts.train.load=0.5: leaderboard does not read this; read by train",
+    ),
+    ("evaluate seeds=[1]", "seeds=[1]: evaluate does not read this; read by leaderboard"),
+    ("train policies=[random]", "policies=[random]: train does not read this; read by leaderboard"),
+    (
+        "train scenario.parts.test.load=0.5",
+        "scenario.parts.test.load=0.5: train does not read this; read by evaluate, leaderboard",
+    ),
+    ("train -m episodes=1,2", "episodes=1: train does not read this; read by evaluate"),
+    ("bench +workload=synthetic", "+workload=synthetic: bench does not read this; read by simulate, train"),
+    ("simulate +total_timesteps=5", "+total_timesteps=5: simulate does not read this; read by train"),
+    ("simulate +sed=5", "sed: unknown key; did you mean seed"),
+    ("simulate +env.lod=5", "env.lod: unknown field; did you mean load"),
+    ("train +scenario.parts.train.lod=1", "scenario.parts.train.lod: unknown field; did you mean load"),
+    ("train workload.rate_rps=5", "workload.rate_rps=5.0: load=0.85 sets the rate of arrivals"),
+    ("evaluate workload.rate_scale=2", "workload.rate_scale=2.0: load=0.85 sets the rate of arrivals"),
+    ("evaluate workload.rate_scale_range=[1,2]", "workload.rate_scale_range=[1.0, 2.0]: load=0.85 sets the rate"),
+    ("evaluate workload.num_requests=30", "workload.num_requests=30: void under env.num_requests=1000"),
+    ("evaluate checkpoint=a.zip", "checkpoint='a.zip': read under policy=checkpoint only, policy is least_inflight"),
+    ("simulate policy=bundle bundle=a checkpoint=b", "checkpoint='b': read under policy=checkpoint only"),
+    ("simulate policy=bundle bundle=a +policy.queue=1", "policy.queue: unknown; policy=bundle takes no parameters"),
+    ("simulate +policy.queue=1", "policy='least_inflight': queue: unknown; it takes none"),
+    ("simulate policy=llmd_queue_kv policy.queue=x", "policy='llmd_queue_kv': queue='x': expected a finite number"),
+    ("simulate policy.name=os:path", "policy='os:path': must be a subclass of fleetgym.baselines.Heuristic"),
+    ("simulate policy.name=:x", "policy=':x': cannot import it"),
+    ("simulate hydra.foo=3", "hydra.foo: unknown key"),
+    ("simulate policy.name=3", "policy.name=3: must be the name of a policy"),
+    ("leaderboard policies=[{nme:random}]", "policy.name=None: must be the name of a policy"),
+    ("train logger.name=cvs", "logger='cvs': unknown; did you mean csv"),
+    ("train +logger.project=x", "logger.project: unknown field"),
+    ("train logger=wandb logger.tags=[3]", "logger.tags[0]=3: expected a text"),
+    ("train agent.hyperparameters.n_steps=many", "agent: hyperparameters.n_steps='many': ppo takes int"),
+    ("train agent.hyperparameters=3", "agent.hyperparameters"),
+    ("train agent=dqn env.available=[4,8]", "available=[4, 8]: dqn with network='mlp' cannot tell"),
+    ("export policy=random", "policy='random': has no linear score"),
     # What Hydra itself refuses
+    ("leaderboard policies={name:random}", "policies={name:random}: "),
     ("train +experiment=demo", "+experiment: chosen already; write it without +, as in experiment=NAME"),
     ("train experiment=[demo,dmo]", "experiment=dmo: unknown; did you mean demo"),
     ("train experiment=demo,demo_azure", "experiment=demo,demo_azure: 'experiment=\"demo,demo_azure\"' is one text"),
@@ -186,6 +240,12 @@ def test_the_defaults_of_every_command_are_read(command: str) -> None:
     options_of(command, *NEEDED.get(command, ()))
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "leaderboard"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_read_by_every_command_that_shares_it(command: str, name: str) -> None:
+    options_of(command, f"experiment={name}")
+
+
 def test_a_lone_name_is_a_list_of_one() -> None:
     options = options_of("leaderboard", "policies=least_inflight", "checkpoint=a.zip", "bundle=b")
     assert (options.policies, options.checkpoint, options.bundle) == (("least_inflight",), ("a.zip",), ("b",))
@@ -210,6 +270,58 @@ def test_an_interpolation_is_resolved_in_the_config_and_kept_in_the_overrides(
     cli.main(["simulate", "workload.num_requests=20", "seed=${workload.num_requests}", "hydra.run.dir=run"])
     assert "seed: 20" in (tmp_path / "run" / "config.yaml").read_text()
     assert "seed=${workload.num_requests}" in (tmp_path / "run" / "overrides.yaml").read_text()
+
+
+def test_a_file_may_hold_keys_of_other_commands_but_none_that_no_command_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    text = "# @package _global_\nseed: 3\nepisodes: 2\nreward: {scale: 2.0}\nenv: {num_requests: 20, load: null}\n"
+    (folder / "mine.yaml").write_text(text)
+    (folder / "typo.yaml").write_text(text + "episods: 3\n")
+    cli.main(["evaluate", "--config-dir", "conf", "experiment=mine", "hydra.run.dir=run"])
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["evaluate", "--config-dir", "conf", "experiment=typo", "hydra.run.dir=other"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: episods: unknown key; did you mean episodes")
+    assert not (tmp_path / "other").exists()
+
+
+def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [path, *(leaf for key, value in items for leaf in leaves(value, (*path, str(key))))]
+
+
+def prepare(command: str, cfg: Any) -> None:
+    """Do what a command does before it writes anything."""
+    options = read_options(OPTIONS[command], cfg, [])
+    routing_problem(cfg, {"simulate": None, "train": "train", "evaluate": "test"}[command])
+    if command == "train":
+        spec(AgentSpec, cfg.agent, "agent")
+        check_logger(options.logger)
+    else:
+        make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle)
+
+
+wrong = st.sampled_from([None, True, False, -1, -0.5, math.nan, math.inf, "", "abc", [], ["a"], [[1]], {}, {"a": 1}])
+
+
+@pytest.mark.parametrize("command", ["simulate", "train", "evaluate"])
+def test_no_value_of_any_setting_breaks_a_command(command: str) -> None:
+    values = composed(command)
+
+    @settings(max_examples=150, deadline=None)
+    @given(path=st.sampled_from([leaf for leaf in leaves(values) if leaf]), value=wrong)
+    def law(path: tuple[str, ...], value: Any) -> None:
+        cfg = OmegaConf.create(values)
+        OmegaConf.update(cfg, ".".join(path), value, merge=False)
+        with contextlib.suppress(UserError):
+            prepare(command, cfg)
+
+    law()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

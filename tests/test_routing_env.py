@@ -170,6 +170,27 @@ def test_an_unseeded_reset_goes_on_with_the_same_generator() -> None:
     assert not np.array_equal(a, make().reset(seed=0)[0])
 
 
+def test_reset_takes_no_options() -> None:
+    env = make()
+    env.reset(seed=0, options={})
+    with pytest.raises(UserError, match=r"options=\{'bogus': 1\}: reset takes no options"):
+        env.reset(options={"bogus": 1})
+
+
+@pytest.mark.parametrize("setting", [{"rate_rps": 3.0}, {"rate_scale": 2.0}, {"rate_scale_range": [1.0, 2.0]}])
+def test_a_load_and_a_rate_exclude_each_other(setting: dict[str, object]) -> None:
+    workload = {"kind": "synthetic", **setting}
+    with pytest.raises(UserError, match=f"workload.{next(iter(setting))}=.*: load=0.5 sets the rate of arrivals"):
+        make(load=0.5, workload=workload)
+    make(load=None, workload=workload)
+
+
+@pytest.mark.parametrize("value", [1, 2.5, True, "many"])
+def test_an_episode_has_a_whole_number_of_requests(value: object) -> None:
+    with pytest.raises(UserError, match=f"num_requests={value!r}: must be a whole number of at least 2"):
+        make(num_requests=value)
+
+
 def test_default_observation_holds_no_privileged_feature() -> None:
     env = make()
     assert env.observation_space.shape == (8, len(DEFAULT_FEATURES))

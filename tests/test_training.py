@@ -187,6 +187,9 @@ def test_checkpoints_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"algorithm": "ppo", "hyperparameters": {"learning_rat": 1}}, "did you mean learning_rate"),
+        ({"algorithm": "ppo", "hyperparameters": {"learning_rate": "lin_fast"}}, "learning_rate='lin_fast'"),
+        ({"algorithm": "ppo", "hyperparameters": {"learning_rate": "fast"}}, "learning_rate='fast': ppo takes"),
+        ({"algorithm": "ppo", "hyperparameters": {"n_steps": 1.5}}, "n_steps=1.5: ppo takes int"),
         ({"algorithm": "dqn", "network": "scorer"}, "not available for algorithm='dqn'"),
         ({"algorithm": "ppo", "num_envs": 0}, "num_envs=0"),
     ],
@@ -196,13 +199,27 @@ def test_impossible_agents_are_named(arguments: dict[str, object], message: str)
         AgentSpec(**arguments)
 
 
-def test_a_schedule_that_is_no_number_is_named(tmp_path: Path) -> None:
-    SPECS["broken"] = AgentSpec("ppo", num_envs=4, hyperparameters={**PPO, "learning_rate": "lin_fast"})
-    try:
-        with pytest.raises(UserError, match="learning_rate='lin_fast'"):
-            learn(tmp_path, "broken")
-    finally:
-        del SPECS["broken"]
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hyperparameters": {**PPO, "n_steps": 0}}, "agent: ppo cannot be built: AssertionError"),
+        (
+            {"hyperparameters": {**PPO, "learning_rate": -1.0}},
+            "agent: ppo cannot be built: ValueError: Invalid learning",
+        ),
+        ({"policy_kwargs": {"net_arch": 3}}, "agent: ppo cannot be built: TypeError"),
+        (
+            {"policy_kwargs": {"activation_fn": "Rely"}},
+            "policy_kwargs.activation_fn='Rely': must be a class of torch.nn",
+        ),
+    ],
+)
+def test_what_the_library_refuses_is_the_users_to_mend(
+    settings: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SPECS, "broken", AgentSpec("ppo", num_envs=4, **settings))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        learn(tmp_path, "broken")
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_absent_path_is_named(tmp_path: Path) -> None:
         ({"kind": "azure", "rate_sale": 2.0}, r"workload.rate_sale: unknown field; did you mean rate_scale"),
         ({"kind": "azure", "rate_scale": 0.0}, r"rate_scale=0.0: must be positive"),
         ({"kind": "azure", "rate_rps": -1.0}, r"rate_rps=-1.0: must be positive"),
-        ({"kind": "azure", "rate_rps": float("nan")}, r"rate_rps=nan: must be positive"),
+        ({"kind": "azure", "rate_rps": float("nan")}, r"rate_rps=nan: expected a finite number"),
         ({"kind": "azure", "rate_rps": 1.0, "rate_scale": 1.0}, r"either rate_scale or rate_rps"),
         ({"kind": "azure", "rate_scale_range": [2.0, 1.0]}, r"rate_scale_range=\[2.0, 1.0\]"),
         ({"kind": "azure", "start": 0.5, "stop": 0.5}, r"start=0.5, stop=0.5: must be 0 <= start < stop <= 1"),
@@ -573,3 +573,33 @@ def test_embedded_profile_is_the_fit_of_the_trace_and_fits_it() -> None:
     assert arrivals["ks_gap"] < 0.025
     assert arrivals["gap_cv_fit"] == pytest.approx(arrivals["gap_cv_trace"], rel=0.08)
     assert arrivals["dispersion_60s_fit"] == pytest.approx(arrivals["dispersion_60s_trace"], rel=0.3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rate_rps=st.floats(5e-324, 1e308),
+    arrivals=st.sampled_from(
+        [None, {"process": "poisson"}, {"process": "deterministic"}, {"process": "gamma", "cv": 30.0}]
+    ),
+    setting=st.sampled_from(["rate_rps", "rate_scale"]),
+)
+def test_at_any_rate_arrivals_ascend_in_whole_nanoseconds_or_are_refused(
+    rate_rps: float, arrivals: dict[str, Any] | None, setting: str
+) -> None:
+    workload = make_workload({"kind": "synthetic", "arrivals": arrivals, setting: rate_rps})
+    try:
+        times = workload.episode(np.random.default_rng(0), 50).requests["arrival_ns"]
+    except UserError as error:
+        assert f"workload.{setting}={rate_rps!r}: too slow" in str(error)  # noqa: PT017 most rates are possible
+        assert rate_rps < 1e-4
+        return
+    assert times[0] == 0
+    assert (np.diff(times) >= 0).all()
+    assert times[-1] < 2**62
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-12])
+def test_a_replay_stretched_beyond_its_clock_is_refused(scale: float, azure_file: Path) -> None:
+    with pytest.raises(UserError, match=f"workload.rate_scale={scale!r}: too slow"):
+        azure(azure_file, rate_scale=scale).episode(np.random.default_rng(0))
+    azure(azure_file, rate_scale=1e12).episode(np.random.default_rng(0))

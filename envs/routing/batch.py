@@ -116,8 +116,9 @@ def resolve(
     source = _fields("workload", workload)
     if not isinstance(source, Workload | Mapping):
         raise UserError(f"workload={workload!r}: expected a name, a mapping of fields or a Workload")
-    if num_requests is not None and num_requests < 2:
-        raise UserError(f"num_requests={num_requests}: must be at least 2")
+    whole = isinstance(num_requests, (int, np.integer)) and not isinstance(num_requests, bool)
+    if num_requests is not None and not (whole and num_requests >= 2):
+        raise UserError(f"num_requests={num_requests!r}: must be a whole number of at least 2, or None for all")
     if isinstance(failure_s, bool) or not isinstance(failure_s, (int, float)) or not 0.0 < failure_s < math.inf:
         raise UserError(f"failure_s={failure_s!r}: must be a positive number of seconds")
     source = make_workload(source) if isinstance(source, Mapping) else source

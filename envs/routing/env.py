@@ -121,7 +121,15 @@ class RoutingEnv(gym.Env[NDArray[np.float32], np.int64]):
     def reset(
         self, *, seed: SupportsIndex | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin an episode at its first arrival."""
+        """Begin an episode at its first arrival.
+
+        Raises
+        ------
+        UserError
+            ``options`` holds anything: what an episode is like is set where the environment is made.
+        """
+        if options:
+            raise UserError(f"options={options!r}: reset takes no options; set these where the environment is made")
         super().reset(seed=as_seed(seed))
         self._batch.rngs[0] = self.np_random
         self._batch.start(0)

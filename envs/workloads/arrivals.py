@@ -102,12 +102,9 @@ class Arrivals:
             times = np.cumsum(rng.standard_exponential(count))
         else:
             times = np.cumsum(rng.gamma(self.cv**-2, self.cv**2, count))
-        if self.drift_cv:
-            times = self._warp(rng, times, rate_rps)
-        else:
-            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # `whole_ns` refuses what comes out
-                times = times / np.float64(rate_rps)
-        return whole_ns((times - times[0]) * 1e9, rate)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # `whole_ns` refuses what comes out
+            times = self._warp(rng, times, rate_rps) if self.drift_cv else times / np.float64(rate_rps)
+            return whole_ns((times - times[0]) * 1e9, rate)
 
     def _warp(self, rng: np.random.Generator, times: NDArray[np.float64], rate_rps: float) -> NDArray[np.float64]:
         """Map unit-rate ``times`` to seconds through the inverse of the cumulative drifting rate."""

@@ -129,6 +129,6 @@ def make_workload(values: Mapping[str, Any], where: str = "workload") -> Workloa
     """
     kinds = workload_kinds()
     kind = values.get("kind") if isinstance(values, Mapping) else None
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{where}.kind={kind!r}: unknown{did_you_mean(kind, kinds)}")
     return build(kinds[kind], values, where)
