@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from fleetgym.experiments.rollout import Episode, check_failure_s, run_policies
 from fleetgym.experiments.run import RunFolder, git_state, versions
 from fleetgym.experiments.scenario import Scenario, Windows, plan_windows
 from fleetgym.experiments.train import latest_checkpoint
+
+DEFINING = ("env[=.]", "cluster[=.]", "workload[=.]", "slo[=.]", r"scenario\.")  # overrides that change a scenario
 
 
 @command("leaderboard")
@@ -52,7 +55,7 @@ def main(cfg: DictConfig) -> float | None:
         table = write_leaderboard(
             run.path,
             rows,
-            scenario=facts(scenario, problem, windows, episodes, plain(cfg.workload)),
+            scenario=facts(scenario, problem, windows, episodes, run.overrides),
             rank_by=scenario.rank_by,
             failure_s=scenario.failure_s,
             config=plain(cfg),
@@ -118,11 +121,11 @@ def facts(
     problem: RoutingConfig,
     windows: Windows,
     episodes: Sequence[Episode],
-    workload: Mapping[str, Any],
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what the page says about the scenario."""
+    """Return what the page says about the scenario; ``overrides`` of the command line may have made it another."""
     fleet = problem.cluster.label
-    source = workload.get("dataset") or workload["kind"]
+    changed = [text for text in overrides if re.match(rf"\+*({'|'.join(DEFINING)})", text)]
     load = "arrival times as the workload has them"
     if problem.load is not None:
         low, high = problem.load
@@ -130,8 +133,8 @@ def facts(
         load = f"{share} of the measured saturation rate"
     slo = problem.slo
     return {
-        "name": scenario.name,
-        "description": f"{source} on {fleet}, offered load: {load}.",
+        "name": scenario.name + (f", changed: {', '.join(changed)}" if changed else ""),
+        "description": f"{episodes[0].trace.name} on {fleet}, offered load: {load}.",
         "windows": windows.text,
         "each window": window_length(problem, episodes),
         "ranked by": scenario.rank_by,

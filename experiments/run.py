@@ -55,7 +55,7 @@ class RunFolder:
     def __init__(self, path: str | Path, config: Any, overrides: Sequence[str] = ()) -> None:
         self.path = Path(path).absolute()
         self._config = config
-        self._overrides = list(overrides)
+        self.overrides = list(overrides)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".writable.{os.getpid()}"
@@ -79,7 +79,7 @@ class RunFolder:
         for name in RESULT_FILES:
             (self.path / name).unlink(missing_ok=True)
         self.write_text("config.yaml", text)
-        self.write_text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(self._overrides)))
+        self.write_text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(self.overrides)))
         self.write_json("versions.json", versions())
         self.write_json("git.json", git_state())
         self._write_status("running")

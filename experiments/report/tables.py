@@ -366,6 +366,8 @@ def print_table(table: LeaderboardTable, console: Console) -> None:
             place, entry.policy, entry.kind, show_interval(table.main, entry.main), change, *cells, style=style
         )
     console.print(grid)
+    if length := table.scenario.get("each window"):
+        console.print(f"Each window: {length}. Place: 1 + policies shown to be better.", markup=False, highlight=False)
     for note in table.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
 
