@@ -110,7 +110,7 @@ def _cut(trace: Trace, low: int, high: int) -> Trace:
     first = int(rows["block_start"][0])
     last = int(rows["block_start"][-1]) + int(rows["block_count"][-1])
     rows["block_start"] -= first
-    return Trace(rows, trace.block_ids[first:last], trace.class_names, trace.name)
+    return Trace(rows, trace.block_ids[first:last], trace.class_names, trace.name, (trace, np.arange(low, high)))
 
 
 def _rotate(trace: Trace, first: int, count: int) -> Trace:
@@ -125,7 +125,9 @@ def _rotate(trace: Trace, first: int, count: int) -> Trace:
     tail.requests["arrival_ns"] += span + span // max(1, len(trace) - 1)
     tail.requests["block_start"] += len(head.block_ids)
     rows = np.concatenate([head.requests, tail.requests])
-    return Trace(rows, np.concatenate([head.block_ids, tail.block_ids]), trace.class_names, trace.name)
+    blocks = np.concatenate([head.block_ids, tail.block_ids])
+    places = (first + np.arange(count)) % len(trace)
+    return Trace(rows, blocks, trace.class_names, trace.name, (trace, places))
 
 
 @dataclass(frozen=True, kw_only=True)
