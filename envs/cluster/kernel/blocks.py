@@ -7,6 +7,8 @@ holds it behind its registered blocks. Registered blocks are held as *extents*: 
 
 * The free list begins with the blank blocks, for they are put at its head, and goes on with the extents that nobody
   references. A release puts the end of a sequence first, so an extent is evicted from its end.
+* Drawing a block is counting it. Which extents lose one by it matters only to a lookup and to a release, so that they
+  evict what was drawn before them.
 * A request that takes a part of an extent splits it. The new extent is the front part, so that whoever knows the
   old one by its end still does.
 * A request knows the extent of its last registered block; ``before`` leads to the others. Where two requests hold an
@@ -161,6 +163,7 @@ def find(u: Unit, segment: int, block: int) -> tuple[int, int]:
 @jit
 def lookup(u: Unit, r: int, known: int) -> tuple[int, int]:
     """Blocks that a waiting request could start with: how many, how many of them free."""
+    evict(u)
     limit = (known - 1) // u.spec["block_size"]
     hits = free = link = begin = 0
     while hits < limit:
@@ -222,8 +225,12 @@ def hit(u: Unit, row: Any, x: int, place: int, last: int) -> None:
 @jit
 def register_up_to(u: Unit, r: int, tokens: int) -> None:
     """Register the blocks that a request's first ``tokens`` tokens fill."""
-    row = u.chain[r]
-    full = tokens // u.spec["block_size"]
+    row, size = u.chain[r], u.spec["block_size"]
+    full = row["registered"] + 1
+    if full * size > tokens:
+        return
+    if (full + 1) * size <= tokens:  # dividing is slow, and most often one block is new
+        full = tokens // size
     while row["registered"] < full:
         segment, end = link_at(u, r, row["link"])
         begin = int(row["begin"])
@@ -242,6 +249,7 @@ def register(u: Unit, row: Any, segment: int, first: int, end: int) -> None:
     if row["registered"] > 0 and extents[last]["segment"] == segment and can_grow(extents, last, first, end):
         extents[last]["count"] += end - first
         return
+    evict(u)
     x = new_extent(extents)
     extent = extents[x]
     extent["segment"], extent["first"], extent["count"] = segment, first, end - first
@@ -268,19 +276,16 @@ def can_grow(extents: Array, x: int, first: int, end: int) -> bool:
 @jit
 def grow(u: Unit, r: int, held: int, end: int, returned: int) -> None:
     """Draw blocks beyond the ``held`` ones up to token ``end``; register what is filled with returned tokens."""
-    needed = blocks_for(end, u.spec["block_size"])
-    if needed > held:
-        draw(u, needed - held)
+    u.inst["used"] += blocks_for(end, u.spec["block_size"]) - held
     register_up_to(u, r, min(end, returned))
 
 
 @jit
-def draw(u: Unit, count: int) -> None:
-    """Take free blocks: blank ones, then those of the extent released first, from its end."""
-    extents, inst = u.extents, u.inst
+def evict(u: Unit) -> None:
+    """Forget what was drawn since the last time: what no longer fits, the extent released first, from its end."""
+    extents = u.extents
     anchor = extents[0]
-    left = count - (u.spec["usable"] - inst["used"] - anchor["count"])
-    inst["used"] += count
+    left = int(anchor["count"]) - (u.spec["usable"] - u.inst["used"])
     while left > 0:
         x = int(anchor["free_next"])
         extent = extents[x]
@@ -298,6 +303,7 @@ def draw(u: Unit, count: int) -> None:
 @large
 def release(u: Unit, r: int, held: int) -> None:
     """Give up a request's blocks, last one first: registered ones to the tail of the free list, others to its head."""
+    evict(u)
     extents, row = u.extents, u.chain[r]
     freed = held - int(row["registered"])
     place, x = int(row["registered"]), int(row["last"])

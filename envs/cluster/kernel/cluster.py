@@ -233,6 +233,7 @@ def begin(st: State, b: int) -> None:
     st.terms[b] = 0.0
     st.gaps[b] = 0
     st.classes[b] = 0
+    st.members[b] = 0
     st.env[b]["stalled_instance"] = NONE
     for i in range(st.inst.shape[1]):
         inst = st.inst[b, i]

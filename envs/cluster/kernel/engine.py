@@ -85,12 +85,13 @@ class KernelEngine(Engine):
     def _allocate(self, journal: int) -> State:
         batch, shape = self.batch, self._rows.shape
         specs = self._specs
+        block_size = max(spec.engine.block_size for spec in specs)
         pool = max(spec.num_gpu_blocks for spec in specs) if self._caching else 1
         return State(
             req=np.zeros((batch, 1), REQUEST),
             inst=np.zeros(shape, INSTANCE),
             env=np.zeros(batch, CLUSTER),
-            classes=np.zeros((*shape, max(spec.engine.block_size for spec in specs)), np.int32),
+            classes=np.zeros((*shape, block_size), np.int32),
             heap=np.zeros((*shape, max(spec.engine.max_num_seqs for spec in specs) + 1), np.int64),
             gaps=np.zeros((batch, GAP_BINS), np.uint32),
             spec=np.array([_spec_row(spec) for spec in specs], SPEC),
@@ -108,6 +109,7 @@ class KernelEngine(Engine):
             journal=np.zeros((batch, 1 + journal), np.int64),
             extents=np.zeros((*shape, pool), EXTENT),
             copies=np.zeros((*shape, 1), np.int32),
+            members=np.zeros((*shape, block_size if self._caching else 1), np.int32),
             chain=np.zeros((batch, 1), CHAIN),
             table=np.zeros((batch, 1), np.int32),
             links=np.zeros((batch, 1), LINK_DTYPE),

@@ -94,9 +94,10 @@ def _open(h: Array) -> State:
         journal=_two(h, 18, INT),
         extents=_three(h, 19, EXTENT),
         copies=_three(h, 20, INT32),
-        chain=_two(h, 21, CHAIN),
-        table=_two(h, 22, INT32),
-        links=_two(h, 23, LINK_DTYPE),
+        members=_three(h, 21, INT32),
+        chain=_two(h, 22, CHAIN),
+        table=_two(h, 23, INT32),
+        links=_two(h, 24, LINK_DTYPE),
     )
 
 

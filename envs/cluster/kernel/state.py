@@ -199,6 +199,7 @@ CHAIN = np.dtype(
         ("last", np.int32),  # extent that holds the last one of them
         ("link", np.int32),  # segment of its next block, counted from `links`, and the place at which this begins
         ("begin", np.int32),
+        ("next_member", np.int32),  # the next request in DECODE of its class (see `State.members`)
         ("mixed", np.int32),  # whether `State.table` says where its extents are not those that `before` leads to
     ],
     align=True,
@@ -235,6 +236,7 @@ class State(NamedTuple):
     journal: Array  # (B, entries) int64: [length, kind, request, tokens, ...]; nothing is written to length 1
     extents: Array  # (B, U, blocks) EXTENT, one of them the anchor
     copies: Array  # (B, U, segments + R) int32: oldest extent of each segment
+    members: Array  # (B, U, block size) int32: 1 + the last request of each class; `next_member` closes a ring
     chain: Array  # (B, R) CHAIN
     table: Array  # (B, blocks of all requests) int32: of each request, by block: the extent before, where not `before`
     links: Array  # (B, entries) LINK_DTYPE: segments of all chains
@@ -256,6 +258,7 @@ class Unit(NamedTuple):
     journal: Array
     extents: Array
     copies: Array
+    members: Array
     chain: Array
     table: Array
     links: Array
@@ -268,6 +271,6 @@ def unit(st: State, b: int, i: int) -> Unit:
     kind = inst["spec"]
     return Unit(
         inst, st.env[b], st.spec[kind], st.req[b], st.classes[b, i], st.heap[b, i], st.gaps[b], st.tables[0, kind],
-        st.tables[1, kind], st.slo, st.journal[b], st.extents[b, i], st.copies[b, i], st.chain[b], st.table[b],
-        st.links[b],
+        st.tables[1, kind], st.slo, st.journal[b], st.extents[b, i], st.copies[b, i], st.members[b, i],
+        st.chain[b], st.table[b], st.links[b],
     )  # fmt: skip
