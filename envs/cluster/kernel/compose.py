@@ -27,7 +27,7 @@ def decode_all(u: Unit, slot: int) -> None:
     retire(u, slot)
 
 
-@jit
+@large
 def register_decodes(u: Unit, begins: int, fills: int, clock: int, in_flight: bool) -> None:
     """Register what an iteration fills, or the one before has filled, with returned tokens: two classes."""
     if in_flight:
