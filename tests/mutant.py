@@ -1,4 +1,4 @@
-"""Run the differential test on a kernel with one line changed: ``mutant.py FILE OLD NEW``; exit code 0 if unnoticed.
+"""Run the differential tests on a kernel with one line changed: ``mutant.py FILE OLD NEW``; exit code 0 if unnoticed.
 
 Uncompiled (``NUMBA_DISABLE_JIT=1``), as that needs no compilation per mutant.
 """
@@ -34,6 +34,7 @@ original = SourceFileLoader.get_code
 SourceFileLoader.get_code = load  # type: ignore[method-assign, assignment]
 
 import differential
+import test_blocks
 
 
 @settings(deadline=None, max_examples=300, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -42,4 +43,11 @@ def run(case: differential.Case) -> None:
     differential.check(case)
 
 
+@settings(deadline=None, max_examples=300, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(*test_blocks.SCRIPTS)
+def run_blocks(num_gpu_blocks: int, contents: list[list[int]], script: list[tuple[int, int, int, int]]) -> None:
+    test_blocks.drive(num_gpu_blocks, contents, script)
+
+
+run_blocks()
 run()

@@ -89,7 +89,6 @@ MUTANTS = {
         "            return False\n        other",
         "            pass\n        other",
     ),
-    "a request with other copies goes the common way": ("blocks.py", 'if row["mixed"] and ', "if False and "),
     "a release comes before the evictions owed": (
         "blocks.py",
         "    evict(u)\n    row = u.chain[r]\n    u.inst",

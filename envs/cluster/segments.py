@@ -9,11 +9,13 @@ consecutive). Nothing is lost: two blocks are the same exactly if they are the s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 LINK_DTYPE = np.dtype([("segment", np.int32), ("end", np.int32)], align=True)
+Value = TypeVar("Value", bound=np.generic)
 LARGEST = np.iinfo(np.int64).max
 
 
@@ -82,8 +84,8 @@ def find_segments(block_ids: NDArray[np.int64], start: NDArray[np.int64], count:
 
 
 def _gather(
-    values: NDArray[np.generic], start: NDArray[np.int64], count: NDArray[np.int64]
-) -> tuple[NDArray[np.generic], NDArray[np.int64], NDArray[np.int64]]:
+    values: NDArray[Value], start: NDArray[np.int64], count: NDArray[np.int64]
+) -> tuple[NDArray[Value], NDArray[np.int64], NDArray[np.int64]]:
     """Return the pieces of ``values`` one behind the other, a copy, and where they start and how long they are now."""
     ends = np.cumsum(count)
     place = ends - count

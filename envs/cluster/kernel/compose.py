@@ -7,7 +7,7 @@ from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import note
 from fleetgym.envs.cluster.kernel.lockstep import block_class, class_at, enter, retire, tokens_in_flight
 from fleetgym.envs.cluster.kernel.state import DECODE, FINISH, LAST, LOOSE, NONE, PREFILL, TOKEN, Unit
-from fleetgym.envs.cluster.kernel.tokens import known_tokens, take_blocks
+from fleetgym.envs.cluster.kernel.tokens import known_tokens
 
 
 @jit

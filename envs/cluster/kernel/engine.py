@@ -165,9 +165,7 @@ class KernelEngine(Engine):
         tokens = rows["prompt_tokens"].astype(np.int64) + rows["output_tokens"]
         entries = -(-tokens // size)
         ends = np.cumsum(entries)
-        self._make_room(
-            chain=count, table=int(ends[-1]), links=len(segments.links), copies=segments.number + count
-        )
+        self._make_room(chain=count, table=int(ends[-1]), links=len(segments.links), copies=segments.number + count)
         chain = self.state.chain[index, :count]
         chain.view(np.uint8).fill(0)
         chain["links"], chain["link_count"] = segments.start, segments.count

@@ -20,7 +20,10 @@ import numpy as np
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 HERE = Path(__file__).parent
-SOURCES = (*sorted(HERE.glob("*.py")), *(path for name in ("engine.py", "segments.py") for path in HERE.parent.glob(name)))
+SOURCES = (
+    *sorted(HERE.glob("*.py")),
+    *(path for name in ("engine.py", "segments.py") for path in HERE.parent.glob(name)),
+)
 
 
 @functools.cache
