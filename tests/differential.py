@@ -23,6 +23,7 @@ SHAPES = {  # largest prompt, largest output, mean gap between arrivals in ms
     "growing": (15, 60, 8.0),
     "burst": (60, 30, 0.0),
 }
+CHAINS = ("conversations", "tree", "shuffled", "loose")
 ARRIVALS = ("random", "grid", "bursts", "idle")
 
 
@@ -79,14 +80,29 @@ def instances(draw: st.DrawFn, rng: np.random.Generator, caching: bool, longest:
     return InstanceSpec("any", "any", count=draw(st.integers(1, 2)), dp=dp, engine=args, latency=model)
 
 
-def chains(rng: np.random.Generator, tokens: np.ndarray) -> list[np.ndarray]:
-    """Content ids with shared beginnings: a few conversations that each request follows for a while."""
-    out = []
+def chains(rng: np.random.Generator, tokens: np.ndarray, kind: str) -> list[np.ndarray]:
+    """Content ids with shared beginnings.
+
+    ``conversations``: a few that each request follows for a while. ``tree``: each chain leaves an earlier one somewhere
+    and goes on with new ids, consecutive ones; ``shuffled``: the same with ids in no order. ``loose``: ids that
+    come back anywhere, as no sound trace has them.
+    """
+    if kind == "conversations":
+        return [int(rng.integers(0, 3)) * 100_000 + np.arange(rng.integers(0, count + 1)) for count in tokens]
+    if kind == "loose":
+        return [rng.integers(0, 12, rng.integers(0, count + 1)) for count in tokens]
+    out: list[np.ndarray] = [np.zeros(0, np.int64)]
+    used = 0
     for count in tokens:
-        depth = int(rng.integers(0, count + 1))
-        start = int(rng.integers(0, 3)) * 100_000
-        out.append(start + np.arange(depth))
-    return out
+        trunk = out[rng.integers(len(out))]
+        kept = trunk[: rng.integers(0, min(count, len(trunk)) + 1)] if rng.random() < 0.7 else trunk[:count]
+        new = int(rng.integers(0, count - len(kept) + 1))
+        out.append(np.concatenate([kept, used + np.arange(new)]))
+        used += new
+    if kind == "shuffled":
+        names = rng.permutation(used)
+        return [names[chain] for chain in out[1:]]
+    return out[1:]
 
 
 @st.composite
@@ -112,7 +128,7 @@ def cases(draw: st.DrawFn) -> Case:
         prompts,
         outputs,
         priority=rng.integers(0, draw(st.sampled_from([1, 2, 5])), count),
-        chains=chains(rng, (prompts + outputs) // size) if caching else None,
+        chains=chains(rng, (prompts + outputs) // size, draw(st.sampled_from(CHAINS))) if caching else None,
     )
     available = rng.random(cluster.num_instances) < 0.8
     available[rng.integers(cluster.num_instances)] = True
@@ -147,7 +163,7 @@ def crowded(seed: int) -> Case:
         prompts,
         outputs,
         priority=rng.integers(0, rng.choice([1, 2, 5]), count),
-        chains=chains(rng, (prompts + outputs) // block_size) if caching else None,
+        chains=chains(rng, (prompts + outputs) // block_size, CHAINS[seed % len(CHAINS)]) if caching else None,
     )
     return Case(cluster, trace, np.zeros(count, np.int64), np.ones(1, bool), Slo(ttft_s=0.1, tpot_s=0.015))
 

@@ -1,4 +1,4 @@
-"""Run the differential test on a kernel with a few lines changed: ``mutant.py FILE OLD NEW [OLD NEW ...]``.
+"""Run the differential tests on a kernel with a few lines changed: ``mutant.py FILE OLD NEW [OLD NEW ...]``.
 
 Exit code 0 if unnoticed. The kernel runs uncompiled: that needs no compilation per mutant, and what is not compiled
 cannot lie in a cache for somebody else to find.
@@ -14,6 +14,8 @@ from types import CodeType
 os.environ["NUMBA_DISABLE_JIT"] = "1"  # whatever it was: read when numba is imported, below
 
 FILE, *EDITS = sys.argv[1:]
+
+from mutations import edit
 
 
 def load(self: SourceFileLoader, fullname: str) -> CodeType | None:
@@ -31,13 +33,12 @@ SourceFileLoader.get_code = load  # type: ignore[method-assign, assignment]
 
 import differential
 import numba
+import test_blocks
 from hypothesis import HealthCheck, Phase, given, settings
-from mutations import edit
 
 assert numba.config.DISABLE_JIT, "a mutated kernel must not be compiled"
 
-
-@settings(
+everything = settings(
     deadline=None,
     max_examples=300,
     database=None,
@@ -45,11 +46,21 @@ assert numba.config.DISABLE_JIT, "a mutated kernel must not be compiled"
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+
+
+@everything
 @given(differential.cases())
 def run(case: differential.Case) -> None:
     differential.check(case)
 
 
+@everything
+@given(*test_blocks.SCRIPTS)
+def run_blocks(num_gpu_blocks: int, contents: list[list[int]], script: list[tuple[int, int, int, int]]) -> None:
+    test_blocks.drive(num_gpu_blocks, contents, script)
+
+
 for seed in range(50):
     differential.check(differential.crowded(seed))
+run_blocks()
 run()

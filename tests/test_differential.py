@@ -97,6 +97,38 @@ MUTANTS = {
             r, skip = req[r]["next"], skip - 1
     commit(u, slot)""",
     ),
+    "the front of an extent is evicted first": (
+        "blocks.py",
+        'extent["count"] -= taken',
+        'extent["count"] -= taken\n        extent["first"] += taken',
+    ),
+    "the youngest copy of a block is hit": (
+        "blocks.py",
+        "    x = int(copies[segment])",
+        '    x = int(extents[copies[segment]]["older"])',
+    ),
+    "an extent is split one block late": (
+        "blocks.py",
+        "x = split(extents, copies, x, stop - begin)",
+        "x = split(extents, copies, x, stop - begin + 1)",
+    ),
+    "an extent grows although another request holds it": ("blocks.py", 'extent["references"] > 1 or ', ""),
+    "an extent grows over a younger one with older copies": (
+        "blocks.py",
+        "            return False\n        other",
+        "            pass\n        other",
+    ),
+    "a release comes before the evictions owed": (
+        "blocks.py",
+        "    evict(u)\n    row = u.chain[r]\n    u.inst",
+        "    row = u.chain[r]\n    u.inst",
+    ),
+    "decodes within a chain register late": (
+        "lockstep.py",
+        'if u.chain[r]["link"] < u.chain[r]["link_count"]:',
+        "if False:",
+    ),
+    "what a decode still has to register is lost by a preemption": ("lockstep.py", "- 1 - bulk)", "- 1000)"),
 }
 
 

@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from fleetgym.envs.cluster.kernel import KernelEngine
+from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import Trace, make_trace
+from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads import make_workload
 from fleetgym.envs.workloads.arrivals import Arrivals
@@ -409,6 +412,35 @@ def test_window_of_a_shared_prefix_trace_carries_its_own_blocks(tmp_path: Path) 
     trace = workload.episode(rng())
     assert [chain(trace, i) for i in range(2)] == [[0, 3], []]
     assert len(trace.block_ids) == 2
+
+
+@pytest.mark.parametrize("window", ["random", "bootstrap"])
+def test_a_window_of_a_trace_hits_what_its_own_blocks_say(tmp_path: Path, window: str) -> None:
+    rows = [
+        {
+            "timestamp": 100 * i,
+            "input_length": 2100,
+            "output_length": 3,
+            "hash_ids": [i % 3, 10 + i % 4, 20 + i // 2, i],
+        }
+        for i in range(30)
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("\n".join(json.dumps({**row, "hash_ids": [*row["hash_ids"], 100]}) for row in rows))
+    workload = make_workload({"kind": "mooncake", "path": str(path), "window": window, "num_requests": 20})
+    trace = workload.episode(rng(3))
+    alone = Trace(trace.requests.copy(), trace.block_ids)
+    assert trace.segments.number > 0
+    args = EngineArgs(2048, 256, num_gpu_blocks=300, enable_prefix_caching=True, max_model_len=4000)
+    cached = []
+    for episode in (trace, alone):
+        engine = KernelEngine(ClusterSpec((InstanceSpec("any", "any", engine=args, latency=LatencyModel(w0_s=0.05)),)))
+        engine.reset(0, episode)
+        engine.run(np.zeros((1, 20), np.int64))
+        engine.drain(0)
+        cached.append(engine.results(0)["cached_tokens"].tolist())
+    assert cached[0] == cached[1]
+    assert sum(cached[0]) > 0
 
 
 def test_rates_are_rescaled(azure_file: str) -> None:

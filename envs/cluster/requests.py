@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetgym.envs.cluster.segments import Segments, find_segments
 from fleetgym.envs.errors import UserError
 
 REQUEST_DTYPE = np.dtype(
@@ -75,6 +77,9 @@ class Trace:
         Tokens that one content id names; None: not known.
     block_size_stated : bool
         Whether somebody said so, and it does not merely follow from the lengths of the chains.
+    origin : (Trace, ndarray of int64), optional
+        The trace that this one was cut from and the place of each request in it: what is known of its chains need not
+        be found again.
     """
 
     requests: NDArray[np.void]
@@ -83,6 +88,7 @@ class Trace:
     name: str = "trace"
     block_size: int | None = None
     block_size_stated: bool = True
+    origin: tuple[Trace, NDArray[np.int64]] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         rows = self.requests
@@ -102,6 +108,16 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.requests)
+
+    @cached_property
+    def segments(self) -> Segments:
+        """The chains in segments; found at first use."""
+        if self.origin is not None:
+            whole, places = self.origin
+            return whole.segments.take(places)
+        if len(self.block_ids) and self.block_ids.min() < 0:
+            raise UserError(f"{self.name}: block_ids: {self.block_ids.min()}: must not be negative")
+        return find_segments(self.block_ids, self.requests["block_start"], self.requests["block_count"])
 
 
 def make_trace(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 
 from fleetgym.envs.cluster.engine import make_engine
-from fleetgym.envs.cluster.requests import FINISHED, Trace
+from fleetgym.envs.cluster.requests import FINISHED
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.base import Workload
@@ -30,10 +31,11 @@ def saturation_rps(instance: InstanceSpec, workload: Workload) -> float:
     """
     cluster = ClusterSpec((instance,))
     trace = fit_chains(workload.chain_blocks, cluster)(workload.episode(np.random.default_rng(0)))
-    rows = np.resize(trace.requests, _PROBE_REQUESTS)  # cut, or repeated from the beginning
+    places = np.resize(np.arange(len(trace)), _PROBE_REQUESTS)  # cut, or repeated from the beginning
+    rows = trace.requests[places]
     rows["arrival_ns"] = 0
     engine = make_engine("kernel", cluster, 1)
-    engine.reset(0, Trace(rows, trace.block_ids, trace.class_names, trace.name))
+    engine.reset(0, replace(trace, requests=rows, origin=(trace, places)))
     engine.run(np.zeros((1, len(rows)), np.int64))
     engine.drain(0)
     results = engine.results(0)

@@ -239,7 +239,7 @@ def regroup(trace: Trace, size: int, block_size: int) -> Trace:
     if len(ids) and (ids % coarse == ids[0] % coarse).all():
         ids = ids // coarse  # consecutive again, and still different where they were
     rows["block_start"], rows["block_count"] = ends - counts, counts
-    return replace(trace, requests=rows, block_ids=ids)
+    return replace(trace, requests=rows, block_ids=ids, origin=None)  # the chains are others than where it was cut from
 
 
 # --- against the engines ---------------------------------------------------------------------------------------------

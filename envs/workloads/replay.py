@@ -151,7 +151,7 @@ def _cut(trace: Trace, low: int, high: int) -> Trace:
     first = int(rows["block_start"][0])
     last = int(rows["block_start"][-1]) + int(rows["block_count"][-1])
     rows["block_start"] -= first
-    return replace(trace, requests=rows, block_ids=trace.block_ids[first:last])
+    return replace(trace, requests=rows, block_ids=trace.block_ids[first:last], origin=(trace, np.arange(low, high)))
 
 
 def _resample(trace: Trace, rng: np.random.Generator, count: int) -> Trace:
@@ -166,7 +166,7 @@ def _resample(trace: Trace, rng: np.random.Generator, count: int) -> Trace:
     chosen = ((starts[:, None] + np.arange(BOOTSTRAP_BLOCK)).ravel() % len(trace))[:count]
     rows = trace.requests[chosen]
     rows["arrival_ns"] = np.cumsum(gaps[chosen]) - gaps[chosen[0]]
-    return replace(trace, requests=rows)
+    return replace(trace, requests=rows, origin=(trace, chosen))
 
 
 @dataclass(frozen=True, kw_only=True)

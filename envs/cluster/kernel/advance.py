@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleetgym.envs.cluster.kernel.compose import grow_decodes
+from fleetgym.envs.cluster.kernel.compose import register_decodes
 from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import enqueue
 from fleetgym.envs.cluster.kernel.lockstep import INDEX_BITS, class_at, retire
@@ -96,7 +96,6 @@ def cruise(u: Unit, until: int) -> Any:
     size, caching, kd = spec["block_size"], spec["caching"], spec["kd"]
     # What running requests register may be a hit of the queue's head, which then fits before anybody finishes.
     waiting = inst["waiting"] > 0
-    registers_at_once = caching and depth == 1  # a block that is filled, not only one that is begun, is an event
     free = spec["usable"] - inst["used"]
     used, counted, kv_block_ns = inst["used"], inst["counted_ns"], inst["kv_block_ns"]
     returned, busy_ns, tokens = inst["returned_ns"], 0, 0
@@ -111,8 +110,8 @@ def cruise(u: Unit, until: int) -> Any:
         if needed > free:
             break
         following = place - 1 if place > 0 else size - 1
-        grows = caching and (needed > 0 or (registers_at_once and u.classes[following] > 0))
-        if grows and waiting:
+        registers = caching and u.members[following if depth == 1 else place] > 0
+        if registers and waiting:
             break
         # the oldest iteration returns
         gap = end0 - returned
@@ -130,8 +129,9 @@ def cruise(u: Unit, until: int) -> Any:
         kv_block_ns += used * (end0 - counted)
         counted = end0
         # the next one is composed
-        if grows:
-            grow_decodes(u, clock, depth == 2)
+        if registers:
+            inst["used"] = used + needed
+            register_decodes(u, place, following, clock, depth == 2)
         used += needed
         free -= needed
         begin = max(end0, end1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fleetgym.envs.cluster.kernel.advance import advance, queue, wake
-from fleetgym.envs.cluster.kernel.blocks import clear_pool
+from fleetgym.envs.cluster.kernel.blocks import clear
 from fleetgym.envs.cluster.kernel.group import advance_group, choose_rank, wake_group
 from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.state import NEVER, NONE, REFUSED, Array, State, unit
@@ -233,6 +233,7 @@ def begin(st: State, b: int) -> None:
     st.terms[b] = 0.0
     st.gaps[b] = 0
     st.classes[b] = 0
+    st.members[b] = 0
     st.env[b]["stalled_instance"] = NONE
     for i in range(st.inst.shape[1]):
         inst = st.inst[b, i]
@@ -245,5 +246,5 @@ def begin(st: State, b: int) -> None:
         inst["wait_head"] = inst["wait_tail"] = NONE
         spec = st.spec[inst["spec"]]
         if spec["caching"]:
-            clear_pool(st.blocks[b, i], st.buckets[b, i], spec["usable"])
+            clear(st.extents[b, i], st.copies[b, i])
     observe(st, b)

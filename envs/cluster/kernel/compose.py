@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.blocks import register_up_to
+from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import note
-from fleetgym.envs.cluster.kernel.lockstep import class_at, enter, retire, tokens_in_flight
+from fleetgym.envs.cluster.kernel.lockstep import block_class, class_at, enter, retire, tokens_in_flight
 from fleetgym.envs.cluster.kernel.state import DECODE, FINISH, LAST, LOOSE, NONE, PREFILL, TOKEN, Unit
-from fleetgym.envs.cluster.kernel.tokens import known_tokens, take_blocks
+from fleetgym.envs.cluster.kernel.tokens import known_tokens
 
 
 @jit
 def decode_all(u: Unit, slot: int) -> None:
     """One token for each request in DECODE; enough blocks are free."""
     inst = u.inst
+    clock = inst["clock"]
+    begins = class_at(u, clock)
+    inst["used"] += u.classes[begins]
     if u.spec["caching"]:
-        grow_decodes(u, inst["clock"], tokens_in_flight(u))
-    else:
-        inst["used"] += u.classes[class_at(u, inst["clock"])]
+        register_decodes(u, begins, class_at(u, clock + 1), clock, tokens_in_flight(u))
     inst["decodes"][slot] = inst["n"]
     inst["bulk"][slot] = inst["n"]
     inst["step_context"] = inst["context"]
@@ -25,21 +27,39 @@ def decode_all(u: Unit, slot: int) -> None:
     retire(u, slot)
 
 
+@large
+def register_decodes(u: Unit, begins: int, fills: int, clock: int, in_flight: bool) -> None:
+    """Register what an iteration fills, or the one before has filled, with returned tokens: two classes."""
+    if in_flight:
+        register_class(u, begins, clock - 1)  # the block before
+    elif u.spec["depth"] == 1:
+        register_class(u, fills, clock)
+    else:
+        register_both(u, begins, fills, clock)
+
+
 @jit
-def grow_decodes(u: Unit, clock: int, in_flight: bool) -> None:
-    """Draw and register blocks for the decodes that begin one or, with all tokens returned, fill one."""
-    req, size = u.req, u.spec["block_size"]
-    if u.classes[class_at(u, clock)] == 0 and (in_flight or u.classes[class_at(u, clock + 1)] == 0):
+def register_class(u: Unit, number: int, clock: int) -> None:
+    """Register full blocks of the listed members of a class, in the order of the running list."""
+    last = u.members[number] - 1
+    if last < 0:
         return
+    r = last
+    while True:
+        r = u.chain[r]["next_member"]
+        register_up_to(u, r, u.req[r]["prompt"] + u.req[r]["sampled"] + clock)
+        if r == last:
+            return
+
+
+@large
+def register_both(u: Unit, begins: int, fills: int, clock: int) -> None:
+    """As `register_class` for two classes, which may register the same block: in the order of the running list."""
     r = u.inst["run_head"]
     while r >= 0:
-        row = req[r]
-        if row["state"] == DECODE:
-            computed = row["prompt"] + row["sampled"] + clock - 1
-            begun = computed % size
-            if begun == 0 or (begun == size - 1 and not in_flight):
-                take_blocks(u, r, computed, computed + 1, computed + 1 - in_flight)
-        r = row["next"]
+        if u.req[r]["state"] == DECODE and (block_class(u, r) == begins or block_class(u, r) == fills):
+            register_up_to(u, r, u.req[r]["prompt"] + u.req[r]["sampled"] + clock)
+        r = u.req[r]["next"]
 
 
 @jit

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from fleetgym.envs.cluster.engine import GAP_BINS, SIGNAL_INDEX, SIGNAL_NAMES, Engine
 from fleetgym.envs.cluster.kernel import handle
 from fleetgym.envs.cluster.kernel.state import (
-    BLOCK,
     CHAIN,
     CLUSTER,
     DONE,
+    EXTENT,
     INSTANCE,
     NONE,
     REFUSED,
@@ -33,11 +33,13 @@ from fleetgym.envs.cluster.requests import (
     UNFINISHED,
     Trace,
 )
+from fleetgym.envs.cluster.segments import LINK_DTYPE
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
 from fleetgym.envs.errors import LivelockError, UserError
 
 MAX_REQUESTS = 2**28
 SHARED = ("spec", "tables", "columns", "high", "slo", "values")  # parts of State that are the same for all clusters
+GROWING = ("req", "copies", "chain", "table", "links")  # parts whose last axis follows the traces
 
 
 class KernelEngine(Engine):
@@ -83,12 +85,13 @@ class KernelEngine(Engine):
     def _allocate(self, journal: int) -> State:
         batch, shape = self.batch, self._rows.shape
         specs = self._specs
+        block_size = max(spec.engine.block_size for spec in specs)
         pool = max(spec.num_gpu_blocks for spec in specs) if self._caching else 1
         return State(
             req=np.zeros((batch, 1), REQUEST),
             inst=np.zeros(shape, INSTANCE),
             env=np.zeros(batch, CLUSTER),
-            classes=np.zeros((*shape, max(spec.engine.block_size for spec in specs)), np.int32),
+            classes=np.zeros((*shape, block_size), np.int32),
             heap=np.zeros((*shape, max(spec.max_num_seqs for spec in specs) + 1), np.int64),
             gaps=np.zeros((batch, GAP_BINS), np.uint32),
             spec=np.array([_spec_row(spec) for spec in specs], SPEC),
@@ -104,21 +107,22 @@ class KernelEngine(Engine):
             slo=np.array(self.slo.limits),
             values=np.zeros(len(SIGNAL_NAMES)),
             journal=np.zeros((batch, 1 + journal), np.int64),
-            blocks=np.zeros((*shape, pool), BLOCK),
-            buckets=np.zeros((*shape, 1 << (4 * pool - 4).bit_length()), np.uint32),
+            extents=np.zeros((*shape, pool), EXTENT),
+            copies=np.zeros((*shape, 1), np.int32),
+            members=np.zeros((*shape, block_size if self._caching else 1), np.int32),
             chain=np.zeros((batch, 1), CHAIN),
-            table=np.zeros((batch, 1), np.uint32),
-            ids=np.zeros((batch, 1), np.int64),
+            table=np.zeros((batch, 1), np.int32),
+            links=np.zeros((batch, 1), LINK_DTYPE),
         )
 
     def _make_room(self, **lengths: int) -> None:
-        """Let the named arrays, shape (B, length), be at least so long."""
+        """Let the last axis of the named arrays be at least so long."""
         grown = {}
         for name, length in lengths.items():
             old = getattr(self.state, name)
-            if length > old.shape[1]:
-                grown[name] = np.zeros((self.batch, length), old.dtype)
-                grown[name][:, : old.shape[1]] = old
+            if length > old.shape[-1]:
+                grown[name] = np.zeros((*old.shape[:-1], length), old.dtype)
+                grown[name][..., : old.shape[-1]] = old
         if grown:
             self.state = self.state._replace(**grown)
             self.handle = handle.make_handle(self.state)
@@ -156,20 +160,18 @@ class KernelEngine(Engine):
             rows[name] = -1
 
     def _set_chains(self, index: int, trace: Trace) -> None:
-        rows, count = trace.requests, len(trace)
-        if len(trace.block_ids) and trace.block_ids.min() < 0:
-            raise UserError(f"{trace.name}: block_ids: {trace.block_ids.min()}: must not be negative")
+        rows, count, segments = trace.requests, len(trace), trace.segments
         size = min(spec.engine.block_size for spec in self._specs)
         tokens = rows["prompt_tokens"].astype(np.int64) + rows["output_tokens"]
         entries = -(-tokens // size)
         ends = np.cumsum(entries)
-        self._make_room(chain=count, table=int(ends[-1]), ids=len(trace.block_ids))
-        chain = self.state.chain[index]
-        chain[:count] = np.zeros((), CHAIN)
-        chain["ids"][:count] = rows["block_start"]
-        chain["id_count"][:count] = rows["block_count"]
-        chain["table"][:count] = ends - entries
-        self.state.ids[index, : len(trace.block_ids)] = trace.block_ids
+        self._make_room(chain=count, table=int(ends[-1]), links=len(segments.links), copies=segments.number + count)
+        chain = self.state.chain[index, :count]
+        chain.view(np.uint8).fill(0)
+        chain["links"], chain["link_count"] = segments.start, segments.count
+        chain["own"] = segments.number + np.arange(count)
+        chain["table"], chain["table_count"] = ends - entries, entries
+        self.state.links[index, : len(segments.links)] = segments.links
 
     def step(self, actions: NDArray[np.int64]) -> None:
         """Dispatch each pending request to instance ``actions[b]`` and advance to the next decisions."""
@@ -282,11 +284,11 @@ class KernelEngine(Engine):
 
     def restore(self, index: int, state: Mapping[str, NDArray[Any]]) -> None:
         """Put cluster ``index`` back into a state of `snapshot`; what follows is the same, bit for bit."""
-        self._make_room(**{name: state[name].shape[1] for name in ("req", "chain", "table", "ids")})
+        self._make_room(**{name: state[name].shape[-1] for name in GROWING})
         for name, row in state.items():
             target = getattr(self.state, name)[index : index + 1]
             if row.ndim > 1:
-                target = target[:, : row.shape[1]]
+                target = target[..., : row.shape[-1]]
             target[...] = row
 
 

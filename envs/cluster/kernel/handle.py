@@ -17,7 +17,8 @@ from numba.extending import intrinsic
 
 from fleetgym.envs.cluster.kernel import cluster
 from fleetgym.envs.cluster.kernel.jit import jit
-from fleetgym.envs.cluster.kernel.state import BLOCK, CHAIN, CLUSTER, INSTANCE, REQUEST, SPEC, Array, State
+from fleetgym.envs.cluster.kernel.state import CHAIN, CLUSTER, EXTENT, INSTANCE, REQUEST, SPEC, Array, State
+from fleetgym.envs.cluster.segments import LINK_DTYPE
 
 carray: Any = numba.carray  # type: ignore[attr-defined]
 NO_JIT = bool(getattr(numba.config, "DISABLE_JIT", False))
@@ -91,11 +92,12 @@ def _open(h: Array) -> State:
         slo=_one(h, 16, FLOAT),
         values=_one(h, 17, FLOAT),
         journal=_two(h, 18, INT),
-        blocks=_three(h, 19, BLOCK),
-        buckets=_three(h, 20, UINT32),
-        chain=_two(h, 21, CHAIN),
-        table=_two(h, 22, UINT32),
-        ids=_two(h, 23, INT),
+        extents=_three(h, 19, EXTENT),
+        copies=_three(h, 20, INT32),
+        members=_three(h, 21, INT32),
+        chain=_two(h, 22, CHAIN),
+        table=_two(h, 23, INT32),
+        links=_two(h, 24, LINK_DTYPE),
     )
 
 

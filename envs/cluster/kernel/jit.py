@@ -23,7 +23,11 @@ import numpy as np
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 HERE = Path(__file__).parent
-SHARED = ("engine", "judging")  # modules of the cluster that compiled code takes constants and functions from
+SHARED = (
+    "engine",
+    "judging",
+    "segments",
+)  # modules of the cluster that compiled code takes constants and functions from
 MODULES = (
     *(f"{__package__}.{path.stem}" for path in sorted(HERE.glob("[!_]*.py"))),
     *(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fleetgym.envs.cluster.kernel.blocks import register_up_to
 from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.lists import heap_pop, heap_push, note
 from fleetgym.envs.cluster.kernel.state import DECODE, EMPTY, FINISH, LAST, LOOSE, NONE, TOKEN, Unit
@@ -34,6 +35,35 @@ def class_at(u: Unit, clock: int) -> Any:
 
 
 @jit
+def add_member(u: Unit, r: int) -> None:
+    """List a request that enters lock step behind the others of its class: their order is that of the running list.
+
+    Listed are those whose next block is of their chain, so that others may hit it once it is registered. Blocks that
+    are a request's own can be registered at any time before it is released.
+    """
+    cls = block_class(u, r)
+    last = u.members[cls] - 1
+    if last < 0:
+        u.chain[r]["next_member"] = r
+    else:
+        u.chain[r]["next_member"] = u.chain[last]["next_member"]
+        u.chain[last]["next_member"] = r
+    u.members[cls] = r + 1
+
+
+@jit
+def remove_member(u: Unit, r: int) -> None:
+    """Take a request out of the list of its class."""
+    cls = block_class(u, r)
+    before = u.members[cls] - 1
+    while u.chain[before]["next_member"] != r:
+        before = u.chain[before]["next_member"]
+    u.chain[before]["next_member"] = u.chain[r]["next_member"]
+    if u.members[cls] == r + 1:
+        u.members[cls] = 0 if before == r else before + 1
+
+
+@jit
 def enter(u: Unit, r: int) -> None:
     """Bring a running request with ``sampled`` tokens, not its last, into lock step."""
     inst, row = u.inst, u.req[r]
@@ -41,6 +71,10 @@ def enter(u: Unit, r: int) -> None:
     row["sampled"] -= inst["clock"]
     row["state"] = DECODE
     u.classes[block_class(u, r)] += 1
+    if u.spec["caching"]:
+        u.chain[r]["next_member"] = NONE
+        if u.chain[r]["link"] < u.chain[r]["link_count"]:
+            add_member(u, r)
     finish_clock = int(row["output"]) - int(row["sampled"])
     heap_push(u.heap, inst["heap"], (finish_clock << INDEX_BITS) | int(r))
     inst["heap"] += 1
@@ -60,6 +94,8 @@ def retire(u: Unit, slot: int) -> None:
         count += 1
         row = u.req[r]
         u.classes[block_class(u, r)] -= 1
+        if u.spec["caching"] and u.chain[r]["next_member"] != NONE:
+            remove_member(u, r)
         row["sampled"] = row["output"]
         row["state"] = LAST
         # The aggregate already counts the token after this one.
@@ -103,6 +139,9 @@ def loosen(u: Unit) -> None:
         row = req[r]
         if row["state"] == DECODE:
             u.classes[block_class(u, r)] = 0
+            if u.spec["caching"]:
+                u.members[block_class(u, r)] = 0
+                register_up_to(u, r, row["prompt"] + row["sampled"] + inst["clock"] - 1 - bulk)
             row["sampled"] += inst["clock"]
             row["state"] = LOOSE
             if not (bulk and row["link"][front] & TOKEN):

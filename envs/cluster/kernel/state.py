@@ -171,24 +171,36 @@ SPEC = np.dtype(
     align=True,
 )
 
-BLOCK = np.dtype(
+EXTENT = np.dtype(  # see `fleetgym.envs.cluster.kernel.extents`; 0 is "none" in every link
     [
-        ("content", np.int64),  # UNREGISTERED, or what it holds
-        ("references", np.int32),
-        ("free_previous", np.uint32),  # ring of the blocks that nobody references; block 0 is its anchor
-        ("free_next", np.uint32),
-        ("bucket_next", np.uint32),  # chain of one hash bucket, in order of registration; 0 ends it
+        ("segment", np.int32),  # what it holds: blocks first, first + 1, ... of this segment
+        ("first", np.int32),
+        ("count", np.int32),
+        ("references", np.int32),  # requests that hold it
+        ("before", np.int32),  # the extent with the blocks before, for all that hold it (see `CHAIN`)
+        ("older", np.int32),  # extents of one segment by age; the oldest one's is the youngest
+        ("younger", np.int32),
+        ("free_previous", np.int32),  # ring of those that nobody references, the next to be evicted first
+        ("free_next", np.int32),
     ],
     align=True,
 )
 
 CHAIN = np.dtype(
     [
-        ("ids", np.int64),  # first content id in `State.ids`
-        ("id_count", np.int64),
-        ("table", np.int64),  # first entry of the request's block table
-        ("registered", np.int32),  # leading blocks that are registered
+        ("links", np.int64),  # first of its segments in `State.links`
+        ("table", np.int64),  # its first entry of `State.table`, and how many it has
+        ("table_count", np.int32),
+        ("link_count", np.int32),
+        ("own", np.int32),  # number of the segment that is the request's alone: what lies past its chain
         ("cached", np.int32),  # tokens hit by the first admission
+        # while it runs
+        ("registered", np.int32),  # leading blocks that are registered
+        ("last", np.int32),  # extent that holds the last one of them
+        ("link", np.int32),  # segment of its next block, counted from `links`, and the place at which this begins
+        ("begin", np.int32),
+        ("next_member", np.int32),  # the next request in DECODE of its class (see `State.members`)
+        ("mixed", np.int32),  # whether `State.table` says where its extents are not those that `before` leads to
     ],
     align=True,
 )
@@ -200,7 +212,7 @@ class State(NamedTuple):
     An instance is a row of U >= N: the first N are the endpoints, the others the ranks of data-parallel groups
     (``first_rank``), whose endpoint rows hold sums and the common flight. Without groups U = N.
 
-    The arrays from ``blocks`` on have length 1 along their last axis without prefix caching.
+    The arrays from ``extents`` on have length 1 along their last axis without prefix caching.
     """
 
     req: Array  # (B, R) REQUEST
@@ -222,11 +234,12 @@ class State(NamedTuple):
     slo: Array  # (3,) float64: ttft_s, ttft_s_per_1k_prompt_tokens, tpot_s
     values: Array  # (signals,) float64: scratch
     journal: Array  # (B, entries) int64: [length, kind, request, tokens, ...]; nothing is written to length 1
-    blocks: Array  # (B, U, blocks) BLOCK
-    buckets: Array  # (B, U, power of two) int32
+    extents: Array  # (B, U, blocks) EXTENT, one of them the anchor
+    copies: Array  # (B, U, segments + R) int32: oldest extent of each segment
+    members: Array  # (B, U, block size) int32: 1 + the last request of each class; `next_member` closes a ring
     chain: Array  # (B, R) CHAIN
-    table: Array  # (B, entries) uint32: block tables of all requests, one after the other
-    ids: Array  # (B, entries) int64: content ids
+    table: Array  # (B, blocks of all requests) int32: of each request, by block: the extent before, where not `before`
+    links: Array  # (B, entries) LINK_DTYPE: segments of all chains
 
 
 class Unit(NamedTuple):
@@ -243,11 +256,12 @@ class Unit(NamedTuple):
     mixed_s: Array
     slo: Array
     journal: Array
-    blocks: Array
-    buckets: Array
+    extents: Array
+    copies: Array
+    members: Array
     chain: Array
     table: Array
-    ids: Array
+    links: Array
 
 
 @functools.partial(jit, inline="always")
@@ -257,6 +271,6 @@ def unit(st: State, b: int, i: int) -> Unit:
     kind = inst["spec"]
     return Unit(
         inst, st.env[b], st.spec[kind], st.req[b], st.classes[b, i], st.heap[b, i], st.gaps[b], st.tables[0, kind],
-        st.tables[1, kind], st.slo, st.journal[b], st.blocks[b, i], st.buckets[b, i], st.chain[b], st.table[b],
-        st.ids[b],
+        st.tables[1, kind], st.slo, st.journal[b], st.extents[b, i], st.copies[b, i], st.members[b, i],
+        st.chain[b], st.table[b], st.links[b],
     )  # fmt: skip
