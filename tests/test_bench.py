@@ -26,7 +26,7 @@ FLOORS = {
     "vector": {f"vector_steps_per_s.n8_b{batch}": 0.7e6 for batch in (64, 256)},
     "ppo": {"ppo_over_idle.mlp": 0.85},
     "memory": {"memory_per_environment_kib": 120.0},
-    "export": {"exported_decision_us.n8": 22.0, "exported_decision_us.n512": 100.0},
+    "export": {"exported_decision_us.n8": 25.0, "exported_decision_us.n512": 100.0},
     "stream": {"stream_s": 30.0, "stream_peak_mib": 1024.0},
     "growth": {"growth_exponent.n8_n64": 1.0, "growth_exponent.n64_n512": 1.0},
 }

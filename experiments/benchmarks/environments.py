@@ -138,7 +138,7 @@ def exported_policy(bench: Bench) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         source = Source("bench", "scorer_mlp", features, weights, hidden, trained={"n_instances": [1, 1024]})
         bundle = load(write_bundle(Path(folder) / "bundle", source))
-    for n, floor in ((8, 22.0), (512, 100.0)):
+    for n, floor in ((8, 25.0), (512, 100.0)):
         env = RoutingVectorEnv(1, cluster=bench.fleet(n), num_requests=EPISODE)
         observation, info = env.reset(seed=bench.seed)
         mask = info["action_mask"]
