@@ -64,12 +64,12 @@ COLUMNS = (
     Column(
         "ttft_charged_s.p90", "TTFT P90", "s", help=f"nine in ten requests see their first token sooner; {_CHARGED}"
     ),
-    Column("ttft_charged_s.p99", "TTFT P99", "s", help=f"one in a hundred requests waits longer; {_CHARGED}"),
-    Column("tpot_s.mean", "TPOT mean", "ms", 1e3, "time per output token after the first, of finished requests"),
     Column("slo_attainment", "SLO met", "%", 100.0, "share of all arrived requests that finished within their SLO"),
-    Column("goodput_rps", "Goodput", "req/s", help="requests that finished within their SLO, per second of arrivals"),
     Column("requests.rejected", "Rejected", help="requests that the fleet refused, mean over windows"),
     Column("requests.unfinished", "Unfinished", help="requests that never finished, mean over windows"),
+    Column("ttft_charged_s.p99", "TTFT P99", "s", help=f"one in a hundred requests waits longer; {_CHARGED}"),
+    Column("tpot_s.mean", "TPOT mean", "ms", 1e3, "time per output token after the first, of finished requests"),
+    Column("goodput_rps", "Goodput", "req/s", help="requests that finished within their SLO, per second of arrivals"),
     Column(DECISION_KEY, "Decision", "µs", help="measured time of one decision on this machine"),
 )
 
