@@ -20,6 +20,7 @@ from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig
 from fleetgym.experiments.scenario import Windows
 
 YARDSTICK = "round_robin"
+JUDGED = 0x7E57  # what is drawn to judge with is none of the streams that training environments draw from
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def run_policies(
     seeds = [seed + number for number in numbers]
     batch = RoutingBatch(problem, len(policies) * count, keep_traces=True)
     for index in range(len(policies) * count):
-        batch.rngs[index] = np.random.default_rng(seeds[index % count])
+        batch.rngs[index] = np.random.default_rng([JUDGED, seeds[index % count]])
         batch.start(index, window=numbers[index % count] if windows.kind == "recorded" else None)
     for policy in policies:
         policy.reset(seeds, problem.cluster.num_instances)
