@@ -7,9 +7,12 @@ cannot lie in a cache for somebody else to find.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from types import CodeType
+from typing import Any
 
 os.environ["NUMBA_DISABLE_JIT"] = "1"  # whatever it was: read when numba is imported, below
 
@@ -48,19 +51,36 @@ everything = settings(
 )
 
 
+LONGEST_S = 30  # of one case; with a sound kernel it takes a second
+
+
+def too_long(*_: object) -> None:
+    raise AssertionError("a case does not end")
+
+
+signal.signal(signal.SIGALRM, too_long)
+
+
+def within_time(check: Callable[..., None], *arguments: Any) -> None:
+    """Check one case; a mutant may loop for ever, which is a difference too."""
+    signal.alarm(LONGEST_S)
+    check(*arguments)
+    signal.alarm(0)
+
+
 @everything
 @given(differential.cases())
 def run(case: differential.Case) -> None:
-    differential.check(case)
+    within_time(differential.check, case)
 
 
 @everything
 @given(*test_blocks.SCRIPTS)
 def run_blocks(num_gpu_blocks: int, contents: list[list[int]], script: list[tuple[int, int, int, int]]) -> None:
-    test_blocks.drive(num_gpu_blocks, contents, script)
+    within_time(test_blocks.drive, num_gpu_blocks, contents, script)
 
 
 for seed in range(50):
-    differential.check(differential.crowded(seed))
+    within_time(differential.check, differential.crowded(seed))
 run_blocks()
 run()
