@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from fleetgym.envs.cluster.engine import make_engine
-from fleetgym.envs.cluster.latency import find_row
+from fleetgym.envs.cluster.latency import LatencyModel, find_row
 from fleetgym.envs.cluster.requests import FINISHED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.config import build
@@ -217,7 +217,9 @@ def _run(trace: Trace, instance: InstanceSpec, engine: str, at_s: Floats) -> tup
     rows["arrival_ns"][requests:] = probes
     rows["prompt_tokens"][requests:] = rows["output_tokens"][requests:] = 1
     order = np.argsort(rows["arrival_ns"], kind="stable")
-    groups = (instance, replace(instance, dp=1)) if len(probes) else (instance,)
+    # What the marks run on is of no matter: one rank, of no row of the catalogue.
+    marks = replace(instance, dp=1, ep=None, latency=LatencyModel(w0_s=1e-3))
+    groups = (instance, marks) if len(probes) else (instance,)
     simulator = make_engine(engine, ClusterSpec(groups, name=trace.name), 1, columns=LOAD_SIGNALS)
     simulator.reset(0, Trace(rows[order], trace.block_ids, trace.class_names, trace.name))
     seen = []

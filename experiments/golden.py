@@ -40,6 +40,10 @@ def main(cfg: DictConfig) -> float | None:
     report = replay_file(options.file, make_scheduler)
     if not report.total + report.skipped:
         raise UserError(f"file={options.file!r}: holds no case")
+    if not report.total:
+        raise UserError(
+            f"file={options.file!r}: none of its {report.skipped} cases can be replayed: {report.skips[0][1]}"
+        )
     with RunFolder.from_hydra(cfg) as run:
         run.write_metrics(metrics_of(report))
         print_report(report, Console(), f"{options.engine} against {options.file}")

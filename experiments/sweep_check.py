@@ -1,8 +1,9 @@
-"""A Hydra callback that checks every job of a sweep before the first one runs."""
+"""A Hydra callback that checks every job of a sweep before the first one runs: its options, its fleet and its traffic."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -15,10 +16,19 @@ from omegaconf import DictConfig
 from fleetgym.experiments.cli import CommandFailed, user_line
 from fleetgym.experiments.config import task_overrides
 from fleetgym.experiments.options import OPTIONS, read_options
+from fleetgym.experiments.problem import routing_problem
+from fleetgym.experiments.scenario import PartName
+
+PARTS: Mapping[str, tuple[PartName | None, ...]] = {
+    "simulate": (None,),
+    "train": ("train", "validate"),
+    "evaluate": ("test",),
+    "leaderboard": ("test",),
+}  # of the scenario that a command simulates
 
 
 class CheckSweep(Callback):
-    """Reads the options of every job (named in ``conf/hydra``)."""
+    """Reads what every job asks for (named in ``conf/hydra``)."""
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Compose each job as Hydra's own sweeper will; other sweepers choose values as they go."""
@@ -28,7 +38,10 @@ class CheckSweep(Callback):
         try:
             loader = GlobalHydra.instance().config_loader()
             for job in _jobs(config, loader):
-                read_options(options, loader.load_sweep_config(config, job), job)
+                cfg = loader.load_sweep_config(config, job)
+                read_options(options, cfg, job)
+                for part in PARTS.get(options.command, ()):
+                    routing_problem(cfg, part)
         except Exception as error:  # noqa: BLE001 every failure must leave as an exit code
             # Hydra would print any other exception of a callback as a warning and go on.
             line = user_line(error, config_name)

@@ -348,6 +348,17 @@ def test_a_group_that_nobody_measured_is_called_an_estimate(command: str, tmp_pa
     assert facts["notes"][0].startswith("ESTIMATE")
 
 
+@pytest.mark.parametrize("given", [(), ("dp=2", "ep=2")])
+def test_a_group_with_spread_experts_is_replayed_and_watched_over_time(tmp_path: Path, given: tuple[str, ...]) -> None:
+    folder, instance = moe_run(tmp_path / "run", 2, enable_expert_parallel=True)
+    replay = replay_of(folder, *instance, *given)
+    assert (replay.instance.row.dp, replay.instance.row.ep, replay.instance.row.tier) == (2, 2, "A")
+    plain, watched = replay.simulate(), replay.simulate(load_at_s=np.linspace(0.0, 5.0, 11))
+    assert np.array_equal(plain.latencies["e2e"], watched.latencies["e2e"], equal_nan=True)
+    assert watched.load is not None
+    assert len(watched.load.running) == 11
+
+
 def test_the_server_s_own_layout_of_experts_decides(tmp_path: Path) -> None:
     folder, given = moe_run(tmp_path / "run", 2, enable_expert_parallel=False)
     replay = replay_of(folder, *given)
