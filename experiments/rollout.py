@@ -83,7 +83,7 @@ def run_policies(
     policies : sequence of Policy
     windows : Windows
     seed : int
-        Window ``w`` draws what it draws with ``seed + w``.
+        Other seeds give other draws in each window.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -100,7 +100,7 @@ def run_policies(
     seeds = [seed + number for number in numbers]
     batch = RoutingBatch(problem, len(policies) * count, keep_traces=True)
     for index in range(len(policies) * count):
-        batch.rngs[index] = np.random.default_rng([JUDGED, seeds[index % count]])
+        batch.rngs[index] = np.random.default_rng([JUDGED, seed, numbers[index % count]])
         batch.start(index, window=numbers[index % count] if windows.kind == "recorded" else None)
     for policy in policies:
         policy.reset(seeds, problem.cluster.num_instances)

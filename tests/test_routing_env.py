@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -24,6 +25,7 @@ from fleetgym.envs.features import DEFAULT_FEATURES, ORACLE_FEATURES
 from fleetgym.envs.routing.batch import RoutingConfig
 from fleetgym.envs.routing.env import RoutingEnv
 from fleetgym.envs.routing.load import saturation_rps
+from fleetgym.envs.workloads import make_workload
 from fleetgym.envs.wrappers import ScaleObservation
 
 ENGINES = ("kernel", "reference")
@@ -335,6 +337,19 @@ def test_load_stretches_arrivals_to_its_share_of_the_available_instances_saturat
         assert np.array_equal(times_ns, np.rint(given_ns * (config.workload.mean_rate_rps / rate_rps)))
         counts.add(len(there))
     assert len(counts) > 2
+
+
+def test_saturation_is_that_of_all_traffic_and_not_of_its_beginning(tmp_path: Path) -> None:
+    """Traffic that grows heavier and the same backwards are the same traffic."""
+    light = [f'{{"arrival_s": 0, "prompt_tokens": {50 + i % 7}, "output_tokens": {10 + i % 5}}}' for i in range(4000)]
+    heavy = [f'{{"arrival_s": 0, "prompt_tokens": {900 + i % 7}, "output_tokens": {200 + i % 5}}}' for i in range(4000)]
+    (instance,) = ClusterSpec((InstanceSpec("A100-80GB", "Meta-Llama-3-8B"),)).expanded
+    rates = []
+    for name, rows in (("growing", light + heavy), ("falling", heavy + light)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(rows) + "\n")
+        rates.append(saturation_rps(instance, make_workload({"kind": "jsonl", "path": str(path)})))
+    assert rates[0] == pytest.approx(rates[1], rel=0.1)
 
 
 @pytest.mark.parametrize("gpu", ["RTX4090", "RTXPRO6000"])

@@ -14,14 +14,14 @@ from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.base import Workload
 from fleetgym.envs.workloads.blocks import fit_chains
 
-_PROBE_REQUESTS = 3000
+_PROBE_REQUESTS = 6000
 
 
 @functools.lru_cache(maxsize=256)
 def saturation_rps(instance: InstanceSpec, workload: Workload) -> float:
     """Requests per second that one instance finishes while its queue never empties.
 
-    The workload's requests all arrive at once; the rate is that of the middle half of the finishes,
+    Requests that stand for all of the workload's arrive at once; the rate is that of the middle three quarters of the finishes,
     which leaves out the initial ramp and the final drain.
 
     Raises
@@ -30,12 +30,11 @@ def saturation_rps(instance: InstanceSpec, workload: Workload) -> float:
         The instance rejects so many of the requests that no rate can be measured.
     """
     cluster = ClusterSpec((instance,))
-    trace = fit_chains(workload.chain_blocks, cluster)(workload.episode(np.random.default_rng(0)))
-    places = np.resize(np.arange(len(trace)), _PROBE_REQUESTS)  # cut, or repeated from the beginning
-    rows = trace.requests[places]
+    trace = fit_chains(workload.chain_blocks, cluster)(workload.typical(np.random.default_rng(0), _PROBE_REQUESTS))
+    rows = trace.requests.copy()
     rows["arrival_ns"] = 0
     engine = make_engine("kernel", cluster, 1)
-    engine.reset(0, replace(trace, requests=rows, origin=(trace, places)))
+    engine.reset(0, replace(trace, requests=rows))
     engine.run(np.zeros((1, len(rows)), np.int64))
     engine.drain(0)
     results = engine.results(0)
@@ -45,7 +44,7 @@ def saturation_rps(instance: InstanceSpec, workload: Workload) -> float:
             f"load: {instance.gpu}/{instance.model}/tp{instance.tp} can hold only {len(finish_ns)} of {len(rows)} "
             f"requests of {trace.name}: choose a larger KV cache or max_model_len"
         )
-    first, last = len(finish_ns) // 4, 3 * len(finish_ns) // 4
+    first, last = len(finish_ns) // 8, 7 * len(finish_ns) // 8
     # A rejected request costs nothing, so the rate counts all that arrived.
     share = len(rows) / len(finish_ns)
     return float(share * (last - first) / ((finish_ns[last] - finish_ns[first]) * 1e-9))

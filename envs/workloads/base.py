@@ -99,6 +99,10 @@ class Workload(ABC):
             More requests or windows than there are, or a file that is absent or malformed.
         """
 
+    def typical(self, rng: np.random.Generator, count: int) -> Trace:
+        """Return ``count`` requests that stand for all of this traffic, whatever their times."""
+        return self.episode(rng, count)
+
     def draw_rate_rps(self, rng: np.random.Generator) -> float:
         """Return the mean rate of the next episode in requests per second."""
         if self.rate_scale_range is None:

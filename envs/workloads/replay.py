@@ -25,6 +25,7 @@ from fleetgym.envs.workloads.readers import (
 )
 from fleetgym.envs.workloads.times import TimeUnit
 
+TYPICAL_RUN = 20  # requests that stay together where the part's order is given up
 BOOTSTRAP_BLOCK = 100  # requests; long enough to keep bursts, short enough to make new episodes
 
 
@@ -121,6 +122,16 @@ class Replay(Workload):
             trace = _cut(part, first, first + count)
         self._retime(trace.requests, rng)
         return trace
+
+    def typical(self, rng: np.random.Generator, count: int) -> Trace:
+        """Return ``count`` requests in short runs from all over the part, in random order, since traffic drifts."""
+        part = self.part
+        starts = np.linspace(0, max(0, len(part) - TYPICAL_RUN), -(-count // TYPICAL_RUN)).astype(np.int64)
+        runs = rng.permutation(starts)[:, None] + np.arange(TYPICAL_RUN)
+        places = (runs.ravel() % len(part))[:count]
+        rows = part.requests[places]
+        rows["arrival_ns"] = 0
+        return replace(part, requests=rows, origin=(part, places))
 
     def _first(self, window: int, count: int) -> int:
         """First request of the ``window``-th disjoint window of ``count`` requests."""
