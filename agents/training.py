@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +20,7 @@ from fleetgym.agents.learned import LearnedPolicy, load_checkpoint
 from fleetgym.agents.vec_env import FleetVecEnv
 from fleetgym.envs.cluster.metrics import find_ranking, flatten, summarize
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.features import observation_space, select
 from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig
 from fleetgym.envs.vector import RoutingVectorEnv
 
@@ -128,6 +129,7 @@ class HeldOutCallback(BaseCallback):
         self.config, self.spec, self.folder, self.card = config, spec, folder, card
         self.best = -np.inf
         self.history: list[dict[str, float]] = []
+        self.before: dict[str, float] | None = None
         self._due = 0
         self._evaluated = -1
 
@@ -145,7 +147,8 @@ class HeldOutCallback(BaseCallback):
         earlier = load_checkpoint(path)
         if earlier.features != self.config.features:
             raise UserError(f"{path}: the best model so far was trained on other features; use another run folder")
-        self._note(earlier, earlier.model.num_timesteps)
+        self.before = self._score(earlier, earlier.model.num_timesteps)
+        self.best = self.spec.worth(self.before)
 
     def _on_step(self) -> bool:
         return True
@@ -162,21 +165,19 @@ class HeldOutCallback(BaseCallback):
         if self._evaluated == self.num_timesteps:
             return
         self._evaluated = self.num_timesteps
-        if self._note(LearnedPolicy(self.model, self.config.features), self.num_timesteps):
+        score = self._score(LearnedPolicy(self.model, self.config.features), self.num_timesteps)
+        self.history.append(score)
+        if self.spec.worth(score) > self.best:
+            self.best = self.spec.worth(score)
             save(self.model, self.folder / "best_model.zip", self.card)
         self.model.policy.set_training_mode(False)
         for name, figure in self.history[-1].items():
             if name != "timesteps":
                 self.logger.record(f"held_out/{name}", figure)
 
-    def _note(self, policy: LearnedPolicy, timesteps: int) -> bool:
-        """Score a policy; return whether it is the best so far."""
+    def _score(self, policy: LearnedPolicy, timesteps: int) -> dict[str, float]:
         score = held_out_score(policy, self.config, self.spec.eval_episodes, self.spec.rank_by)
-        self.history.append({"timesteps": float(timesteps), **score})
-        better = self.spec.worth(score) > self.best
-        if better:
-            self.best = self.spec.worth(score)
-        return better
+        return {"timesteps": float(timesteps), **score}
 
 
 class CheckpointCallback(BaseCallback):
@@ -191,10 +192,16 @@ class CheckpointCallback(BaseCallback):
         self._due = self.num_timesteps + self.every
 
     def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        # Not within a rollout: the model has learned from all the steps that it is named after.
         if self.num_timesteps >= self._due:
             self._due += self.every
             save(self.model, self.folder / "checkpoints" / f"{self.num_timesteps}_steps.zip", self.card)
-        return True
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
 
 
 class ProgressCallback(BaseCallback):
@@ -229,6 +236,23 @@ class ProgressCallback(BaseCallback):
         self.bar.stop()
 
 
+class Trained(NamedTuple):
+    """What training leaves in memory.
+
+    Attributes
+    ----------
+    model : BaseAlgorithm
+    history : list of dict
+        One row per held-out evaluation of this run: ``timesteps`` and `held_out_score`; the first before it learned.
+    before : dict or None
+        The same of the best model that the folder had already.
+    """
+
+    model: BaseAlgorithm
+    history: list[dict[str, float]]
+    before: dict[str, float] | None
+
+
 def check_fit(agent: AgentSpec, problem: RoutingConfig) -> None:
     """Refuse an agent that cannot learn this problem."""
     if problem.available is not None and agent.network == "mlp" and agent.algorithm != "maskable_ppo":
@@ -250,7 +274,7 @@ def train(
     resume: str | Path | None = None,
     progress_bar: bool = True,
     prepare: Callable[[BaseAlgorithm], None] | None = None,
-) -> tuple[BaseAlgorithm, list[dict[str, float]]]:
+) -> Trained:
     """Train and leave ``best_model.zip`` and ``last_model.zip`` with their cards in ``folder``.
 
     Parameters
@@ -273,17 +297,13 @@ def train(
 
     Returns
     -------
-    model, history
-        The trained model and one row per held-out evaluation, ``timesteps`` and `held_out_score`. Of a resumed run the
-        first is the folder's best model so far, if there is one, the next the checkpoint itself.
+    Trained
     """
     check_fit(agent, problem)
     env = FleetVecEnv(RoutingVectorEnv(agent.num_envs, config=problem, stagger=True, episode_metrics=False))
     env.seed(seed)
-    model = make_model(agent, env, seed) if resume is None else _resumed(resume, agent, env, seed)
+    model = make_model(agent, env, seed) if resume is None else _resumed(resume, agent, problem, spec, env, seed)
     done = model.num_timesteps
-    if done >= spec.total_timesteps:
-        raise UserError(f"total_timesteps={spec.total_timesteps}: the checkpoint has {done} already; ask for more")
     if prepare is not None:
         prepare(model)
     evaluation = HeldOutCallback(held_out, spec, folder, card)
@@ -294,16 +314,35 @@ def train(
         callbacks.append(ProgressCallback(spec.total_timesteps, evaluation))
     model.learn(spec.total_timesteps - done, callback=CallbackList(callbacks), reset_num_timesteps=resume is None)
     save(model, folder / "last_model.zip", card)
-    return model, evaluation.history
+    return Trained(model, evaluation.history, evaluation.before)
 
 
-def _resumed(path: str | Path, agent: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
+def check_resume(path: str | Path, agent: AgentSpec, problem: RoutingConfig, spec: TrainSpec) -> BaseAlgorithm:
+    """Load the checkpoint to go on from.
+
+    Raises
+    ------
+    UserError
+        It does not fit the agent or the problem, or has learned as long as was asked for.
+    """
     policy = load_checkpoint(path)
-    if policy.features != env.env.config.features or policy.model.observation_space != env.observation_space:
-        raise UserError(f"resume={str(path)!r}: trained on another observation than this configuration has")
     model = policy.model
-    if model.n_envs != env.num_envs:
-        raise UserError(f"resume={str(path)!r}: trained with num_envs={model.n_envs}, agent.num_envs={env.num_envs}")
+    space = observation_space(select(problem.features, oracle=True), problem.cluster.num_instances)
+    if policy.features != problem.features or model.observation_space != space:
+        raise UserError(f"resume={str(path)!r}: trained on another observation than this configuration has")
+    if model.n_envs != agent.num_envs:
+        raise UserError(f"resume={str(path)!r}: trained with num_envs={model.n_envs}, agent.num_envs={agent.num_envs}")
+    if model.num_timesteps >= spec.total_timesteps:
+        raise UserError(
+            f"total_timesteps={spec.total_timesteps}: the checkpoint has {model.num_timesteps} already; ask for more"
+        )
+    return model
+
+
+def _resumed(
+    path: str | Path, agent: AgentSpec, problem: RoutingConfig, spec: TrainSpec, env: FleetVecEnv, seed: int
+) -> BaseAlgorithm:
+    model = check_resume(path, agent, problem, spec)
     model.set_env(learner_env(agent, env))
     # A resumed run must not replay the episodes that the first part has seen.
     env.seed(seed + model.num_timesteps)

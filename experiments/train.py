@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> float | None:
     import torch
 
     from fleetgym.agents.factory import AgentSpec
-    from fleetgym.agents.training import TrainSpec, check_fit, train
+    from fleetgym.agents.training import TrainSpec, check_fit, check_resume, train
     from fleetgym.experiments.loggers import check_logger, make_logger, sb3_logger
     from fleetgym.experiments.report.plots import training_curve
 
@@ -42,6 +42,8 @@ def main(cfg: DictConfig) -> float | None:
     check_logger(options.logger)
     problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
     check_fit(agent, problem)
+    if options.resume is not None:
+        check_resume(options.resume, agent, problem, plan)
     note_estimates(problem.cluster)
     check_failure_s(held_out, Windows(tuple(range(options.eval_episodes)), "generated"))
     torch.set_num_threads(options.torch_threads)
@@ -49,7 +51,7 @@ def main(cfg: DictConfig) -> float | None:
         with make_logger(
             plain(cfg.logger), run.path, config=plain(cfg), job_type="train", group=options.name
         ) as logger:
-            _, history = train(
+            _, history, before = train(
                 agent,
                 problem,
                 held_out,
@@ -61,16 +63,18 @@ def main(cfg: DictConfig) -> float | None:
                 progress_bar=options.progress_bar,
                 prepare=lambda model: model.set_logger(sb3_logger(logger)),
             )
-        best = max(history, key=plan.worth)
+        best = max([*history, *([before] if before else [])], key=plan.worth)
         run.write_metrics({"total_timesteps": int(history[-1]["timesteps"]), "best": best, "held_out": history})
         training_curve(run.path, history)
         _remember(options.name, run.path)
         start = history[0]
-        before = "untrained" if options.resume is None else f"before, at {start['timesteps']:.0f} steps"
+        at_first = "untrained" if options.resume is None else f"resumed at {start['timesteps']:.0f} steps"
         print(
             f"best held-out {rank_by} {best[rank_by]:.4g} at {best['timesteps']:.0f} steps "
-            f"({before}: {start[rank_by]:.4g})"
+            f"({at_first}: {start[rank_by]:.4g})"
         )
+        if best is before:
+            print("this folder's best model of before was not surpassed")
         print(f"best model: {run.path / 'best_model.zip'}")
     return best[rank_by]
 

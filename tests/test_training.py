@@ -64,7 +64,7 @@ def weights(folder: Path, name: str = "last_model.zip") -> dict[str, torch.Tenso
 
 @pytest.mark.parametrize("name", SPECS)
 def test_every_algorithm_learns_and_its_checkpoint_decides(name: str, tmp_path: Path) -> None:
-    model, history = learn(tmp_path, name)
+    model, history, _ = learn(tmp_path, name)
     assert model.num_timesteps >= 128
     assert [row["timesteps"] for row in history] == sorted({row["timesteps"] for row in history})
     for checkpoint in ("best_model.zip", "last_model.zip"):
@@ -84,7 +84,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_others(tmp_path: Path) -
 
 
 def test_best_model_is_the_one_with_the_best_held_out_figure(tmp_path: Path) -> None:
-    _, history = learn(tmp_path)
+    history = learn(tmp_path).history
     best = min(row["e2e_charged_s.mean"] for row in history)
     config = problem(available=[4, 8])
     assert held_out_score(load_checkpoint(tmp_path / "best_model.zip"), config, 2)["e2e_charged_s.mean"] == best
@@ -92,7 +92,7 @@ def test_best_model_is_the_one_with_the_best_held_out_figure(tmp_path: Path) -> 
 
 def test_the_best_model_is_chosen_by_the_figure_that_ranks(tmp_path: Path) -> None:
     plan = replace(PLAN, rank_by="slo_attainment")
-    _, history = learn(tmp_path, plan=plan)
+    history = learn(tmp_path, plan=plan).history
     best = load_checkpoint(tmp_path / "best_model.zip")
     score = held_out_score(best, problem(available=[4, 8]), 2, "slo_attainment")
     assert score["slo_attainment"] == max(row["slo_attainment"] for row in history)
@@ -101,14 +101,14 @@ def test_the_best_model_is_chosen_by_the_figure_that_ranks(tmp_path: Path) -> No
 
 
 def test_resume_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
-    _, first = learn(tmp_path)
+    first = learn(tmp_path).history
     done = read_card(tmp_path / "last_model.zip")["num_timesteps"]
     longer = TrainSpec(done + 64, eval_every_timesteps=64, eval_episodes=2)
-    model, history = learn(tmp_path, plan=longer, resume=tmp_path / "last_model.zip")
+    model, history, before = learn(tmp_path, plan=longer, resume=tmp_path / "last_model.zip")
     assert model.num_timesteps >= done + 64
-    best_before, resumed = history[:2]
-    assert best_before == first[int(np.argmin([row["e2e_charged_s.mean"] for row in first]))]
-    assert resumed == first[-1]
+    assert before == max(first, key=PLAN.worth)
+    assert history[0] == first[-1]
+    assert [row["timesteps"] for row in history] == sorted({row["timesteps"] for row in history})
     with pytest.raises(UserError, match=f"total_timesteps={done}: the checkpoint has"):
         learn(tmp_path, plan=TrainSpec(done), resume=tmp_path / "last_model.zip")
 
@@ -126,10 +126,17 @@ def test_resume_keeps_the_best_model_unless_it_finds_a_better_one(tmp_path: Path
     before = (tmp_path / "good" / "best_model.zip").read_bytes()
     resume = tmp_path / "bad" / "last_model.zip"
     longer = replace(PLAN, total_timesteps=256)
-    _, history = train(good, config, config, longer, tmp_path / "good", card(good, config), resume=resume, **options)
+    done = train(good, config, config, longer, tmp_path / "good", card(good, config), resume=resume, **options)
     assert (tmp_path / "good" / "best_model.zip").read_bytes() == before
-    assert min(history[1:], key=PLAN.worth, default=None) is not None
-    assert max(history, key=PLAN.worth) is history[0]
+    assert done.before is not None
+    assert PLAN.worth(done.before) > max(map(PLAN.worth, done.history))
+
+
+def test_a_checkpoint_has_learned_from_the_steps_that_it_is_named_after(tmp_path: Path) -> None:
+    history = learn(tmp_path).history
+    kept = load_checkpoint(tmp_path / "checkpoints" / "64_steps.zip")
+    (row,) = (row for row in history if row["timesteps"] == 64)
+    assert {"timesteps": 64.0, **held_out_score(kept, problem(available=[4, 8]), 2)} == row
 
 
 def test_resume_refuses_another_observation_and_number_of_environments(tmp_path: Path) -> None:
