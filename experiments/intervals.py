@@ -147,9 +147,9 @@ def _quantile(values: Array) -> float:
 def places(scores: Scores, *, lower_is_better: bool) -> list[int]:
     """Place of each policy: 1 + the number of policies that are significantly better.
 
-    A policy is significantly better than another when the paired interval of their difference excludes 0. So
-    policies that nothing tells apart share a place, and a place is lost only to a shown difference. A policy with
-    a missing figure comes after all complete ones.
+    A policy is significantly better than another when the paired interval of their difference excludes 0. So a place
+    is lost only to a shown difference; two policies with different places need not differ from each other. A policy
+    with a missing figure comes after all complete ones.
 
     Returns
     -------

@@ -100,10 +100,13 @@ class Windows:
     numbers : tuple of int
         Each names one episode: a disjoint window of a recording, else the seed of what is drawn.
     kind : {"recorded", "generated", "bootstrap"}
+    arrivals : str
+        ``recorded``, or the process that replaces a recording's times.
     """
 
     numbers: tuple[int, ...]
     kind: WindowKind
+    arrivals: str = "recorded"
 
     @property
     def text(self) -> str:
@@ -111,7 +114,8 @@ class Windows:
         count = len(self.numbers)
         plural = "s" if count > 1 else ""
         if self.kind == "recorded":
-            return f"{count} disjoint recorded windows" if plural else "1 recorded window"
+            times = "" if self.arrivals == "recorded" else f", with {self.arrivals} arrivals"
+            return (f"{count} disjoint recorded windows" if plural else "1 recorded window") + times
         if self.kind == "generated":
             return f"{count} generated window{plural}, each drawn afresh"
         return f"{count} window{plural} resampled in blocks from one recording: intervals know no traffic beyond it"
@@ -153,7 +157,7 @@ def plan_windows(
         resampled = getattr(problem.workload, "window", None) == "bootstrap"
         return problem, Windows(numbers, "bootstrap" if resampled else "generated")
     if max(numbers) < held:
-        return problem, Windows(numbers, "recorded")
+        return problem, Windows(numbers, "recorded", problem.workload.arrivals.process)  # type: ignore[attr-defined]
     if scenario.beyond_windows == "refuse":
         length = problem.num_requests or problem.workload.num_requests or "all"
         raise UserError(

@@ -85,7 +85,7 @@ def test_notes_warn_of_few_windows_failures_gaps_and_oracles() -> None:
     notes = " ".join(table.notes)
     assert "2 windows: fewer than 6 give no intervals" in notes
     assert "charged failure_s, 60 s" in notes
-    assert "most failed under least" in notes
+    assert "least is in place 1 and fails 1.5 requests per window; ppo fails the fewest, 0.0" in notes
     assert "placed last: ppo" in notes
     assert "Below the places: oracle" in notes
     assert [(entry.policy, entry.place) for entry in table.entries] == [("least", 1), ("ppo", 2), ("oracle", None)]

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -66,15 +67,17 @@ class RoutingConfig:
     engine: str
 
 
-def _pair(name: str, value: Any, low: float, high: float) -> Any:
-    """Turn a number or a [low, high] list into a checked pair."""
+def _pair(name: str, value: Any, low: float, high: float, kind: type[float | int]) -> Any:
+    """Turn a number or a [low, high] list into a checked pair of ``kind``."""
     if value is None:
         return None
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in pair)
+    pair = tuple(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else (value, value)
+    wanted = Integral if kind is int else Real
+    numbers = all(isinstance(v, wanted) and not isinstance(v, bool) for v in pair)
     if len(pair) != 2 or not numbers or not low <= pair[0] <= pair[1] <= high:
-        raise UserError(f"{name}={value!r}: must be a number or [low, high] within [{low:g}, {high:g}]")
-    return pair
+        what = "whole number" if kind is int else "number"
+        raise UserError(f"{name}={value!r}: must be a {what} or [low, high] within [{low:g}, {high:g}]")
+    return kind(pair[0]), kind(pair[1])
 
 
 def _fields(group: str, value: Any) -> Any:
@@ -119,7 +122,7 @@ def resolve(
     whole = isinstance(num_requests, (int, np.integer)) and not isinstance(num_requests, bool)
     if num_requests is not None and not (whole and num_requests >= 2):
         raise UserError(f"num_requests={num_requests!r}: must be a whole number of at least 2, or None for all")
-    if isinstance(failure_s, bool) or not isinstance(failure_s, (int, float)) or not 0.0 < failure_s < math.inf:
+    if isinstance(failure_s, bool) or not isinstance(failure_s, Real) or not 0.0 < failure_s < math.inf:
         raise UserError(f"failure_s={failure_s!r}: must be a positive number of seconds")
     source = make_workload(source) if isinstance(source, Mapping) else source
     if load is not None and (source.rate_rps or source.rate_scale or source.rate_scale_range):
@@ -128,8 +131,8 @@ def resolve(
         cluster=spec,
         workload=source,
         num_requests=num_requests,
-        load=_pair("load", load, 0.01, 10.0),
-        available=_pair("available", available, 1, spec.num_instances),
+        load=_pair("load", load, 0.01, 10.0, float),
+        available=_pair("available", available, 1, spec.num_instances, int),
         features=tuple(f.name for f in select(features, oracle=oracle)),
         reward=_built(RewardSpec, "reward", reward),
         slo=_built(Slo, "slo", slo),

@@ -40,6 +40,7 @@ def page(table: LeaderboardTable, about: Mapping[str, Any]) -> str:
         "body": "\n".join(_row(table, entry, svg.strip(entry, main, axis)) for entry in table.entries),
         "trade_off": _trade_off(table),
         "attainment": _attainment(table),
+        "windows": escape(str(table.scenario.get("windows", f"{len(table.windows)} windows"))),
         "how_main": f"<b>{escape(main.title)}</b> decides the places{escape(meaning)}; {better} is better.",
         "reference": escape(table.reference or "none here"),
         "main": escape(main.header),

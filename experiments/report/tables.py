@@ -245,13 +245,19 @@ def _notes(scores: Scores, entries: Sequence[Entry], slowest: tuple[float, str],
         count = "One window" if windows == 1 else f"{windows} windows"
         yield (
             f"{count}: fewer than {MIN_WINDOWS} give no intervals, so no difference is shown to be real and all "
-            "share the first place."
+            "with a figure share the first place."
         )
-    failed = [_failures(entry) for entry in entries]
-    if any(failed):
+    failed = {entry.policy: _failures(entry) for entry in entries}
+    if any(failed.values()):
         charge = f", {failure_s:g} s" if math.isfinite(failure_s) else ""
-        most = entries[failed.index(max(failed))].policy
-        yield f"Failed requests are charged failure_s{charge}, in every figure that ranks; most failed under {most}."
+        yield f"Each failed request is charged failure_s{charge}."
+        fewest = min(failed, key=lambda name: failed[name])
+        dropping = [e.policy for e in entries if e.place == 1 and failed[e.policy] > failed[fewest]]
+        for name in dropping:
+            yield (
+                f"{name} is in place 1 and fails {failed[name]:.1f} requests per window; {fewest} fails the fewest, "
+                f"{failed[fewest]:.1f}."
+            )
     if slowest[0] > failure_s:
         yield (
             f"{slowest[1]} served a request in {slowest[0]:.0f} s, longer than failure_s={failure_s:g}: failing it "
@@ -354,6 +360,9 @@ def print_table(table: LeaderboardTable, console: Console) -> None:
     grid.add_column(f"{table.main.header} [95 %]", justify="right", no_wrap=True)
     grid.add_column("vs best", justify="right")
     columns = table.columns[: max(0, (console.width - 78) // 10)]
+    rejected = next(column for column in COLUMNS if column.key == "requests.rejected")
+    if rejected not in columns and any(entry.metrics.get(rejected.key) for entry in table.entries):
+        columns = (rejected, *columns)  # whatever the width
     for column in columns:
         grid.add_column(column.header, justify="right")
     for entry in table.entries:
