@@ -15,8 +15,6 @@ from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.workloads.blocks import ChainBlocks
 
-MOST_RPS = 1e9
-
 
 @dataclass(frozen=True, kw_only=True)
 class Workload(ABC):
