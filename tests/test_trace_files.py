@@ -302,6 +302,19 @@ def test_whole_numbers_that_may_be_seconds_are_read_with_a_note(tmp_path: Path) 
         assert gaps_s(read_m(path)) == pytest.approx([0.002] * 49)
 
 
+@pytest.mark.parametrize("gap", [12.34, 250.5, 3000.25])
+def test_fractions_in_a_field_of_milliseconds_are_noticed_at_any_rate(tmp_path: Path, gap: float) -> None:
+    path = write_lines(tmp_path / "t", [mooncake(round(gap * i, 2)) for i in range(200)])
+    with pytest.warns(UserNote, match=r"gives fractions, and one per .* ms: say workload\.time_unit=s if .*_unit=ms$"):
+        assert sum(gaps_s(read_m(path))) == pytest.approx(gap * 0.199)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sum(gaps_s(read_m(path, time_unit="s"))) == pytest.approx(gap * 199)
+        assert sum(gaps_s(read_m(path, time_unit="ms"))) == pytest.approx(gap * 0.199)
+        whole = write_lines(tmp_path / "whole", [mooncake(3000.0 * i) for i in range(200)])
+        assert sum(gaps_s(read_m(whole))) == pytest.approx(597.0)
+
+
 def test_milliseconds_in_a_field_of_seconds_are_read_with_a_note(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "t", [own(250_000 * i) for i in range(120)])
     with pytest.warns(UserNote, match=r"one request per 2\.5e\+05 s: say workload\.time_unit=ms"):

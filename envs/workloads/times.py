@@ -97,8 +97,9 @@ class Clock:
                 f"meant so{finer}"
             )
         gap_s = span_ns * 1e-9 / (len(times_ns) - 1)
-        if sub_second and crowded:
-            self._note(f"one per {span_ns * 1e-6 / distinct:.3g} ms", "s")
+        if sub_second and (crowded or not self._whole):
+            fractions = "" if self._whole else "fractions, and "
+            self._note(f"{fractions}one per {span_ns * 1e-6 / distinct:.3g} ms", "s")
         elif gap_s > _SLOW_GAP_S and len(times_ns) >= _SLOW_REQUESTS:
             self._note(f"one request per {gap_s:.3g} s", "us" if sub_second else "ms")
 
