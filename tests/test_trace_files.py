@@ -322,6 +322,40 @@ def test_milliseconds_in_a_field_of_seconds_are_read_with_a_note(tmp_path: Path)
     assert gaps_s(read_jsonl(path, time_unit="ms")) == pytest.approx([250.0] * 119)
 
 
+@pytest.mark.parametrize(("requests", "gap"), [(50, 200_000), (50, 200), (5, 61), (5, 3000)])
+def test_a_handful_of_requests_is_enough_to_notice_slow_times(tmp_path: Path, requests: int, gap: int) -> None:
+    path = write_lines(tmp_path / "t", [own(gap * i) for i in range(requests)])
+    with pytest.warns(UserNote, match=r"one request per .* s: say workload\.time_unit=ms"):
+        read_jsonl(path)
+    micro = write_lines(tmp_path / "m", [mooncake(gap * 1000 * i) for i in range(requests)])
+    with pytest.warns(UserNote, match=r"one request per .* s: say workload\.time_unit=us"):
+        read_m(micro)
+
+
+def test_a_single_gap_beyond_reason_is_noticed_and_one_of_years_refused(tmp_path: Path) -> None:
+    late = [1_700_000_000 + 0.3 * i for i in range(300)]
+    path = write_lines(tmp_path / "t", [own(time) for time in (0, *late)])
+    with pytest.raises(
+        UserError,
+        match=r"t: arrival_s: request 2 comes 1\.7e\+09 s after the one before, .* one clock, or say .*unit=s",
+    ):
+        read_jsonl(path)
+    assert max(gaps_s(read_jsonl(path, time_unit="s"))) == pytest.approx(1.7e9)
+    for path, message in (
+        (write_lines(tmp_path / "two", [own(0), own(3_000_000_000)]), r"request 2 comes 3e\+09 s after"),
+        (write_lines(tmp_path / "ns", [own(3_000_000_000 * i) for i in range(9)]), "less than 146 years"),
+    ):
+        with pytest.raises(UserError, match=rf"{message}.* or say workload\.time_unit=s\|ms\|us\|ns$"):
+            read_jsonl(path)
+    days = write_lines(tmp_path / "d", [own(time) for time in (*(0.1 * i for i in range(9000)), 200_000.0)])
+    with pytest.warns(UserNote, match=r"gives a gap of 1\.99e\+05 s before request 9001: say workload\.time_unit=ms"):
+        read_jsonl(days)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_jsonl(write_lines(tmp_path / "night", [own(time) for time in (*range(900), 50_000)]))
+        read_jsonl(write_lines(tmp_path / "few", [own(0), own(600)]))
+
+
 @pytest.mark.parametrize(("unit", "scale"), [("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
 def test_times_since_1970_are_refused_with_their_unit(tmp_path: Path, unit: str, scale: int) -> None:
     path = write_lines(tmp_path / "t", [own(1_718_000_000 * scale), own(1_718_000_001 * scale)])
