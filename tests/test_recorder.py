@@ -80,6 +80,15 @@ def test_a_bench_result_becomes_a_measured_run_in_arrival_order(tmp_path: Path) 
     [
         ({"itls": ...}, "itls: missing; run vllm bench serve with --save-detailed"),
         ({"start_times": ...}, "start_times: missing; run vllm bench serve with a vLLM that records"),
+        (dict.fromkeys(record_bench.LISTS, ...), "itls: missing; run vllm bench serve with --save-detailed"),
+        (
+            {"start_times": ..., "itls": ...},
+            "start_times, itls: missing; run vllm bench serve with --save-detailed",
+        ),
+        (
+            {"start_times": [1000.5, 0.0, 1000.0]},
+            "request 1: start_times=0 with output_lens=2: a request that was answered must start on the clock",
+        ),
         ({"ttfts": [0.1]}, "lists of different lengths"),
         ({name: [] for name in record_bench.LISTS}, "holds no request"),
         ({"errors": ["", ""]}, "lists of different lengths"),
@@ -139,6 +148,33 @@ def test_a_result_without_the_per_request_lists_is_refused(
 def test_every_shape_of_a_result_is_read(tmp_path: Path, changes: dict[str, Any], e2e_s: list[float]) -> None:
     assert record_bench.main([str(write_bench(tmp_path / "b.json", **changes)), str(tmp_path / "run")]) == 0
     np.testing.assert_allclose(read_measured(tmp_path / "run").latencies["e2e"], e2e_s)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"errors": ["", "", "refused"]},
+        {"errors": ["", "", "refused"], "output_lens": [3, 2, 7]},
+        {"errors": ..., "ttfts": [0.25, 0.5, None]},
+        {"input_lens": [30, 20, 0], "itls": [[0.1, 0.2], [0.05], None]},
+    ],
+)
+def test_a_failed_request_that_never_started_has_no_arrival(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], failure: dict[str, Any]
+) -> None:
+    path = write_bench(tmp_path / "b.json", start_times=[1000.5, 1000.0, 0.0], **failure)
+    assert record_bench.main([str(path), str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.endswith(
+        "run: 2 requests, 0 of them never finished; 1 more never started and are left out\n"
+    )
+    np.testing.assert_allclose(read_measured(tmp_path / "run").arrival_s, [0.0, 0.5])
+
+
+def test_a_first_start_of_0_near_the_others_is_an_arrival(tmp_path: Path) -> None:
+    for starts in ([0.5, 0.0, 1.0], [0, 0, 0], [0.5, 1.5, 0.0]):
+        path = write_bench(tmp_path / "b.json", start_times=starts)
+        assert record_bench.main([str(path), str(tmp_path / "run")]) == 0
+        np.testing.assert_allclose(read_measured(tmp_path / "run").arrival_s, sorted(starts))
 
 
 def test_a_result_may_be_packed_but_must_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
