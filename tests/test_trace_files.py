@@ -675,6 +675,23 @@ def test_hashes_of_other_blocks_are_refused_by_place(tmp_path: Path) -> None:
         make_workload({"kind": "mooncake", "hash_block_size": 0})
 
 
+def test_hashes_of_full_blocks_alone_are_read_where_they_fit_no_other_size(tmp_path: Path) -> None:
+    rows = [mooncake(0, 1000, (7,)), mooncake(3000, 300, ()), mooncake(6000, 2000, (7, 8, 9))]
+    trace = read_mooncake(write_lines(tmp_path / "m", rows), 512)
+    assert chains_of(trace) == [[7], [], [7, 8, 9]]
+    assert len(chains_of(read_m(tmp_path / "m"))[2]) == 96
+    open_size = write_lines(tmp_path / "open", [mooncake(0, 700, (7,))])  # one full block of 512, or one of 1024
+    with pytest.raises(UserError, match=r"open:1: hash_ids: 1 hashes for 700 tokens: blocks of 512 tokens give 2$"):
+        read_m(open_size)
+
+
+def test_a_hint_names_no_size_that_is_set_already(tmp_path: Path) -> None:
+    rows = [mooncake(0, 1000, (7,)), mooncake(3000, 2000, (7, 8, 9, 10))]
+    mixed = [{**row, "output_length": 100} for row in rows]
+    with pytest.raises(UserError, match=r"m:1: hash_ids: 1 hashes for 1000 tokens: blocks of 512 tokens give 2$"):
+        read_m(write_lines(tmp_path / "m", mixed))
+
+
 @needs_traces
 def test_public_mooncake_hashes_imply_their_512_tokens() -> None:
     records = [json.loads(line) for line in text_lines(locate(None, "mooncake_conversation"))]

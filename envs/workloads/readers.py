@@ -108,21 +108,32 @@ def read_mooncake(
             "output_length",
             hashes,
         )
-    counts, prompts = np.array([len(hashes) for hashes in columns.chains]), np.array(columns.prompts)
-    wrong = (counts > 0) & (counts != -(-prompts // hash_block_size)) if len(counts) else counts
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        implied = implied_block_size(counts, prompts, np.array(columns.outputs))
-        hint = f": say workload.hash_block_size={implied}" if implied else ""
-        raise UserError(
-            f"{columns.wheres[row]}: hash_ids: {counts[row]} hashes for {prompts[row]} tokens: blocks of "
-            f"{hash_block_size} tokens give {-(-prompts[row] // hash_block_size)}{hint}"
-        )
+    _check_hashes(columns, hash_block_size)
     fine = [
         (hashes[:, None] * split + np.arange(split)).reshape(-1)[: prompt // block_size]
         for hashes, prompt in zip(label_chains(columns.chains), columns.prompts, strict=True)
     ]
     return columns.trace(path, clock, chains=fine, block_size=block_size)
+
+
+def _check_hashes(columns: _Columns, hash_block_size: int) -> None:
+    """Refuse hashes of blocks of another size; each list names all blocks of its prompt, or all lists the full ones.
+
+    Lists of full blocks alone are taken only if they fit no other size.
+    """
+    wheres, lists, prompts, outputs = columns.lengths()
+    counts = np.array([len(hashes) for hashes in lists], np.int64)
+    full, most = prompts // hash_block_size, -(-prompts // hash_block_size)
+    wrong = (counts > 0) & (counts != most)
+    implied = implied_block_size(counts, prompts, outputs)
+    if not wrong.any() or (implied == hash_block_size and (counts == full)[counts > 0].all()):
+        return
+    row = int(np.argmax(wrong))
+    hint = f": say workload.hash_block_size={implied}" if implied not in (None, hash_block_size) else ""
+    raise UserError(
+        f"{wheres[row]}: hash_ids: {counts[row]} hashes for {prompts[row]} tokens: blocks of {hash_block_size} tokens give "
+        f"{most[row]}{hint}"
+    )
 
 
 def read_jsonl(path: Path, time_unit: str | None = None, block_size: int | None = None) -> Trace:
