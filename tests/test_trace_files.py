@@ -101,6 +101,57 @@ def test_blank_lines_between_records_do_not_move_line_numbers(tmp_path: Path) ->
         read_jsonl(path)
 
 
+@pytest.mark.parametrize(
+    ("header", "quote", "comma"),
+    [
+        ('"TIMESTAMP","ContextTokens","GeneratedTokens"', "", ","),
+        ('"TIMESTAMP","ContextTokens","GeneratedTokens"', '"', ","),
+        ("TIMESTAMP, ContextTokens, GeneratedTokens", "", ", "),
+        ("\n" + AZURE_HEADER, "", ","),
+    ],
+)
+def test_an_azure_file_may_have_quotes_spaces_and_blank_lines(
+    tmp_path: Path, header: str, quote: str, comma: str
+) -> None:
+    rows = [["2023-11-16 18:15:46.5", "374", "44"], ["2023-11-16 18:15:48.0", "396", "9"]]
+    lines = [comma.join(f"{quote}{cell}{quote}" for cell in row) for row in rows]
+    path = tmp_path / "t"
+    path.write_text("\n".join([header, "", lines[0], " ", "", lines[1]]))
+    trace = read_azure(path)
+    assert gaps_s(trace) == [1.5]
+    assert trace.requests["prompt_tokens"].tolist() == [374, 396]
+    assert trace.requests["output_tokens"].tolist() == [44, 9]
+
+
+def test_blank_lines_of_an_azure_file_do_not_move_line_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    good = "2023-11-16 18:15:46.5,374,44"
+    for bad, message in (
+        ("2023-11-16 18:15:47,0,1", "t:6: ContextTokens='0'"),
+        ("2023-11-16 18:15:45,3,1", "t:6: TIMESTAMP='2023-11-16 18:15:45': goes back"),
+        ("2023-11-16 18:15:47,3", "t:6: row="),
+        ("9" * 900, "t:6: row='9{80}': expected 3"),
+    ):
+        path.write_text(f"{AZURE_HEADER}\n\n{good}\n\n\n{bad}\n{good}")
+        with pytest.raises(UserError, match=message):
+            read_azure(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (f"conversation_id,{AZURE_HEADER}", "; drop conversation_id$"),
+        (f'{AZURE_HEADER},"Model", Log Type', "; drop Model, Log Type$"),
+        ("ContextTokens,TIMESTAMP,GeneratedTokens", f"expected '{AZURE_HEADER}'$"),
+    ],
+)
+def test_an_azure_header_with_more_columns_says_what_to_do(tmp_path: Path, header: str, message: str) -> None:
+    path = tmp_path / "t"
+    path.write_text(f"{header}\n1,2,3,4\n")
+    with pytest.raises(UserError, match=rf"t:1: header .*{message}"):
+        read_azure(path)
+
+
 def test_a_packed_data_set_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEETGYM_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))

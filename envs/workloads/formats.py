@@ -123,6 +123,11 @@ def recognise(names: Iterable[str]) -> Format | None:
     return next((known for known in FORMATS if known.fields <= found), None)
 
 
+def csv_names(header: str) -> list[str]:
+    """Return the columns of a CSV header in order, without quotes and the spaces around commas."""
+    return [name.strip().strip('"') for name in header.split(",")]
+
+
 def field_names(line: str, text: str | None = None) -> set[str]:
     """Return the columns of a CSV header or the keys of the first JSON object of a file.
 
@@ -135,7 +140,7 @@ def field_names(line: str, text: str | None = None) -> set[str]:
     """
     start = line.lstrip()
     if start[:1] not in ("{", "["):
-        return {name.strip().strip('"') for name in line.split(",")}
+        return set(csv_names(line))
     whole = (line if text is None else text).lstrip().removeprefix("[").lstrip()
     try:
         value: Any = json.JSONDecoder().raw_decode(whole)[0]
