@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -234,6 +235,17 @@ def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
 FOREIGN = [
     ("arrived_at,num_prefill_tokens,num_decode_tokens\n0.1,10,5\n", "a Vidur trace: .*arrived_at as arrival_s"),
     (",arrived_at,num_prefill_tokens,num_decode_tokens,pd_ratio\n", "a Vidur trace"),
+    (",num_prefill_tokens,num_decode_tokens,pd_ratio\n0,10,5,2\n",
+     "a Vidur file of lengths without arrival times: draw an arrival_s .*num_decode_tokens as output_tokens"),
+    ("arrival_s,prompt_tokens,output_tokens\n0,10,5\n",
+     r"a trace of ours, but as CSV: write it as JSON lines, .*write_ndjson\(TARGET\).*; then use workload=jsonl"),
+    ('"arrival_s", "prompt_tokens", "output_tokens", "class"\n', "a trace of ours, but as CSV: write it as JSON lines"),
+    ("timestamp,input_length,output_length,hash_ids\n0,10,5,\n",
+     "a Mooncake trace, but as CSV: write it as JSON lines, .*; then use workload=mooncake_conversation"),
+    ("arrival_s,prompt_tokens,output_tokens,ttft_s,e2e_s\n0,10,5,1,2\n",
+     "a measured run, but as CSV: write it as JSON lines, .*; then use fleetgym validate"),
+    ('{"TIMESTAMP": "2023-11-16 18:15:46", "ContextTokens": 3, "GeneratedTokens": 4}\n',
+     "an Azure LLM inference trace, but as JSON: write it as CSV, .*; then use workload=azure_conversation"),
     ("request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n0,2,0,0.1,1,9,9\n",
      "a splitwise-sim trace: .*token_size as output_tokens"),
     ("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,API log\n",
@@ -272,6 +284,15 @@ def test_foreign_formats_are_named_with_what_to_do(tmp_path: Path, reader: Reade
     with pytest.raises(UserError, match=f"foreign: this is {message}") as caught:
         reader(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_csv_of_our_fields_is_read_once_rewritten_as_the_message_says(tmp_path: Path) -> None:
+    source, target = tmp_path / "t.csv", tmp_path / "t.jsonl"
+    source.write_text("arrival_s,prompt_tokens,output_tokens,class\n0.5,40,3,a\n2.0,64,3,b\n")
+    with pytest.raises(UserError, match=r"polars\.read_csv\(SOURCE\)\.write_ndjson\(TARGET\)"):
+        read_jsonl(source)
+    pl.read_csv(source).write_ndjson(target)
+    assert gaps_s(read_jsonl(target)) == [1.5]
 
 
 @pytest.mark.parametrize(("text", "reader", "message"), OURS)
