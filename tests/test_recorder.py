@@ -323,8 +323,13 @@ def test_blocks_and_priorities_of_a_measured_run_are_used_as_in_workloads(tmp_pa
     [
         (
             plain(block_ids=[1, 2, 3, 4]),
+            r"jsonl:1: 4 block ids for 32 \+ 5 tokens: with 16 tokens per block \(assumed .*: add block_size=8 to each .* 2$",
+        ),
+        (
+            plain(block_ids=[1, 2, 3, 4], block_size=16),
             r"jsonl:1: 4 block ids for 32 \+ 5 tokens: with block_size=16 there must be at most 2",
         ),
+        (plain(block_ids=list(range(99))), r"with 16 tokens per block \(.* add block_size to each record\) there must"),
         (plain(block_ids=[1, 2], prefix_block_ids=[1, 2]), r"jsonl:1: block_ids and prefix_block_ids: mean the same"),
         (plain(hash_ids=[1, 2]), r"jsonl:1: hash_ids: rename it to block_ids"),
         (plain(block_ids=[2**64]), r"jsonl:1: block_ids=.*at most 64 bits"),
@@ -340,7 +345,9 @@ def test_fields_of_a_measured_run_are_not_trusted(tmp_path: Path, record: dict[s
 
 def test_a_measured_run_may_state_its_block_size(tmp_path: Path) -> None:
     rows = [plain(i, prompt_tokens=64 * (i + 1), block_ids=list(range(2 * (i + 1)))) for i in range(2)]
-    with pytest.raises(UserError, match=r"requests\.jsonl: block_size=16: .* say 32 tokens per block"):
+    with pytest.raises(
+        UserError, match=r"requests\.jsonl: 16 tokens per block \(assumed .*: add block_size=32 to each record\): "
+    ):
         read_measured(write_folder(tmp_path / "run", rows))
     run = read_measured(write_folder(tmp_path / "run", [{**row, "block_size": 32} for row in rows]))
     assert run.chain_tokens == 32

@@ -170,7 +170,7 @@ def _assemble(path: Path, requests: Path, columns: _Columns) -> MeasuredRun:
     prompts, outputs = np.array(columns.prompt), np.array(columns.output)
     lists = [chain or [] for chain in columns.chains]
     chains, size = settle_blocks(
-        requests, columns.where, lists, prompts, outputs, stated=columns.block_size or CHAIN_BLOCK_TOKENS
+        requests, columns.where, lists, prompts, outputs, stated=columns.block_size, assumed=CHAIN_BLOCK_TOKENS
     )
     trace = make_trace(
         np.rint((arrival[order] - zero) * 1e9).astype(np.int64),
