@@ -261,6 +261,18 @@ def test_a_failed_request_without_stamps_arrives_when_the_workload_says(tmp_path
     assert run.trace.block_ids.tolist() == [1, 2, 1, 3, 1, 4]
 
 
+def test_arrivals_on_different_clocks_are_refused(tmp_path: Path) -> None:
+    message = r"jsonl:1: arrives 1\.7.*e\+09 s after the one before \(.*jsonl:2\): must be less than a year"
+    for name, records in (
+        ("plain", [plain(1.7e9), plain(0.0), plain(1.7e9 + 1)]),
+        ("stamps", [stamped(0, 1.7e9, 50.0), stamped(1, 0.0, 51.0), stamped(2, 1.7e9 + 2, 52.0)]),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_measured(write_folder(tmp_path / name, records))
+    days = read_measured(write_folder(tmp_path / "days", [plain(1.7e9), plain(1.7e9 + 200_000)]))
+    np.testing.assert_allclose(days.arrival_s, [0.0, 200_000.0])
+
+
 def test_a_workload_that_contradicts_the_requests_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "run", [stamped(0, 1000.0, 50.0)])
     row = {"request_id": "r0", "arrival_s": 0.0, "prompt_tokens": 33, "output_tokens": 5}

@@ -22,7 +22,7 @@ _LATEST_NS = 2**62
 _MAX_RATE = 1000
 _MAX_FRACTIONAL_RATE = 100  # milliseconds are recorded whole, so that fractions of them are a sign of seconds
 _SLOW_GAP_S, _SLOW_REQUESTS = 60.0, 5  # one request per minute on average is strange once there are a few
-_LONG_GAP_S, _LONGEST_GAP_S = 86_400.0, 365 * 86_400.0  # between two requests: strange, and impossible
+_LONG_GAP_S, LONGEST_GAP_S = 86_400.0, 365 * 86_400.0  # between two requests: strange, and impossible
 
 
 def epoch_unit(value: float) -> str | None:
@@ -99,7 +99,7 @@ class Clock:
                 f"{UNIT_NAMES[self._unit]}, are no recorded traffic: say workload.time_unit={self._unit} if they are "
                 f"meant so{finer}"
             )
-        if longest_s > _LONGEST_GAP_S:
+        if longest_s > LONGEST_GAP_S:
             raise UserError(
                 f"{self._path}: {self.name}: request {longest + 2} comes {longest_s:.3g} s after the one before, read as "
                 f"{UNIT_NAMES[self._unit]}: must be less than a year: give all times on one clock, or say "
