@@ -22,6 +22,7 @@ from fleetgym.experiments.cli import guard
 from fleetgym.experiments.report.files import write_text
 
 LISTS = ("start_times", "input_lens", "output_lens", "ttfts", "itls")
+_CLOCK_S = 60.0  # the client's clock says at least this, if one request's start is 0 because it never started
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,19 +54,22 @@ def convert(result: Path, folder: Path, settings: Sequence[str] = ()) -> None:
     write_text(folder / "requests.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     write_text(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
     failed = sum(record["e2e_s"] is None for record in records)
-    print(f"{folder}: {len(records)} requests, {failed} of them never finished")
+    unstarted = len(bench["start_times"]) - len(records)
+    left_out = f"; {unstarted} more never started and are left out" if unstarted else ""
+    print(f"{folder}: {len(records)} requests, {failed} of them never finished{left_out}")
 
 
 def request_records(bench: dict[str, Any], where: Path) -> list[dict[str, Any]]:
     """One record per request, in order of arrival, times after the first of them.
 
     ``e2e_s`` is the TTFT and all gaps between chunks: the time of the last token. A failed request keeps null
-    latencies; how long its answer would have been is unknown, so it counts as one token.
+    latencies; how long its answer would have been is unknown, so it counts as one token. One that never started has no
+    arrival and is left out.
     """
-    for name in LISTS:
-        if not isinstance(bench.get(name), list):
-            hint = "a vLLM that records start_times" if name == "start_times" else "--save-detailed"
-            raise UserError(f"{where}: {name}: missing; run vllm bench serve with {hint}")
+    missing = [name for name in LISTS if not isinstance(bench.get(name), list)]
+    if missing:
+        hint = "a vLLM that records start_times" if missing == ["start_times"] else "--save-detailed"
+        raise UserError(f"{where}: {', '.join(missing)}: missing; run vllm bench serve with {hint}")
     if not any(bench[name] for name in LISTS):
         raise UserError(f"{where}: holds no request")
     errors = bench.get("errors")
@@ -75,7 +79,9 @@ def request_records(bench: dict[str, Any], where: Path) -> list[dict[str, Any]]:
         hint = "; itls must be one list per request" if _is_flat(bench["itls"]) else ""
         raise UserError(f"{where}: lists of different lengths: {lengths}{hint}")
     rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    records = [_record(f"{where}: request {index}", row) for index, row in enumerate(rows)]
+    places = [f"{where}: request {index}" for index in range(len(rows))]
+    started = _started(places, rows)
+    records = [_record(place, row) for place, row, known in zip(places, rows, started, strict=True) if known]
     if not any(bench["itls"]) and any(record["e2e_s"] and record["output_tokens"] > 1 for record in records):
         raise UserError(
             f"{where}: itls: no request has any, so that nothing tells when answers ended: let the client stream"
@@ -83,6 +89,24 @@ def request_records(bench: dict[str, Any], where: Path) -> list[dict[str, Any]]:
     records.sort(key=lambda record: float(record["arrival_s"]))
     first = records[0]["arrival_s"]
     return [{**record, "arrival_s": record["arrival_s"] - first} for record in records]
+
+
+def _started(places: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[bool]:
+    """Tell which requests started: the client leaves the start of the others at 0, far from what its clock says."""
+    starts = [_seconds(place, "start_times", row["start_times"]) for place, row in zip(places, rows, strict=True)]
+    earliest = min((start for start in starts if start > 0.0), default=0.0)
+    started = [start > 0.0 or earliest < _CLOCK_S for start in starts]
+    for place, row, known in zip(places, rows, started, strict=True):
+        if not known and not _failed(row):
+            raise UserError(
+                f"{place}: start_times=0 with output_lens={row['output_lens']!r}: a request that was answered must start "
+                f"on the clock of the others, whose first is {earliest:g} s"
+            )
+    return started
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    return bool(row.get("errors")) or row["output_lens"] == 0
 
 
 def _record(where: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +127,7 @@ def _record(where: str, row: dict[str, Any]) -> dict[str, Any]:
         "ttft_s": None,
         "e2e_s": None,
     }
-    if error or output == 0:
+    if _failed(row):
         return record
     gaps = row["itls"]
     if not isinstance(gaps, list):

@@ -80,6 +80,15 @@ def test_a_bench_result_becomes_a_measured_run_in_arrival_order(tmp_path: Path) 
     [
         ({"itls": ...}, "itls: missing; run vllm bench serve with --save-detailed"),
         ({"start_times": ...}, "start_times: missing; run vllm bench serve with a vLLM that records"),
+        (dict.fromkeys(record_bench.LISTS, ...), "itls: missing; run vllm bench serve with --save-detailed"),
+        (
+            {"start_times": ..., "itls": ...},
+            "start_times, itls: missing; run vllm bench serve with --save-detailed",
+        ),
+        (
+            {"start_times": [1000.5, 0.0, 1000.0]},
+            "request 1: start_times=0 with output_lens=2: a request that was answered must start on the clock",
+        ),
         ({"ttfts": [0.1]}, "lists of different lengths"),
         ({name: [] for name in record_bench.LISTS}, "holds no request"),
         ({"errors": ["", ""]}, "lists of different lengths"),
@@ -139,6 +148,33 @@ def test_a_result_without_the_per_request_lists_is_refused(
 def test_every_shape_of_a_result_is_read(tmp_path: Path, changes: dict[str, Any], e2e_s: list[float]) -> None:
     assert record_bench.main([str(write_bench(tmp_path / "b.json", **changes)), str(tmp_path / "run")]) == 0
     np.testing.assert_allclose(read_measured(tmp_path / "run").latencies["e2e"], e2e_s)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"errors": ["", "", "refused"]},
+        {"errors": ["", "", "refused"], "output_lens": [3, 2, 7]},
+        {"errors": ..., "ttfts": [0.25, 0.5, None]},
+        {"input_lens": [30, 20, 0], "itls": [[0.1, 0.2], [0.05], None]},
+    ],
+)
+def test_a_failed_request_that_never_started_has_no_arrival(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], failure: dict[str, Any]
+) -> None:
+    path = write_bench(tmp_path / "b.json", start_times=[1000.5, 1000.0, 0.0], **failure)
+    assert record_bench.main([str(path), str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.endswith(
+        "run: 2 requests, 0 of them never finished; 1 more never started and are left out\n"
+    )
+    np.testing.assert_allclose(read_measured(tmp_path / "run").arrival_s, [0.0, 0.5])
+
+
+def test_a_first_start_of_0_near_the_others_is_an_arrival(tmp_path: Path) -> None:
+    for starts in ([0.5, 0.0, 1.0], [0, 0, 0], [0.5, 1.5, 0.0]):
+        path = write_bench(tmp_path / "b.json", start_times=starts)
+        assert record_bench.main([str(path), str(tmp_path / "run")]) == 0
+        np.testing.assert_allclose(read_measured(tmp_path / "run").arrival_s, sorted(starts))
 
 
 def test_a_result_may_be_packed_but_must_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,6 +261,18 @@ def test_a_failed_request_without_stamps_arrives_when_the_workload_says(tmp_path
     assert run.trace.block_ids.tolist() == [1, 2, 1, 3, 1, 4]
 
 
+def test_arrivals_on_different_clocks_are_refused(tmp_path: Path) -> None:
+    message = r"jsonl:1: arrives 1\.7.*e\+09 s after the one before \(.*jsonl:2\): must be less than a year"
+    for name, records in (
+        ("plain", [plain(1.7e9), plain(0.0), plain(1.7e9 + 1)]),
+        ("stamps", [stamped(0, 1.7e9, 50.0), stamped(1, 0.0, 51.0), stamped(2, 1.7e9 + 2, 52.0)]),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_measured(write_folder(tmp_path / name, records))
+    days = read_measured(write_folder(tmp_path / "days", [plain(1.7e9), plain(1.7e9 + 200_000)]))
+    np.testing.assert_allclose(days.arrival_s, [0.0, 200_000.0])
+
+
 def test_a_workload_that_contradicts_the_requests_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "run", [stamped(0, 1000.0, 50.0)])
     row = {"request_id": "r0", "arrival_s": 0.0, "prompt_tokens": 33, "output_tokens": 5}
@@ -287,8 +335,13 @@ def test_blocks_and_priorities_of_a_measured_run_are_used_as_in_workloads(tmp_pa
     [
         (
             plain(block_ids=[1, 2, 3, 4]),
+            r"jsonl:1: 4 block ids for 32 \+ 5 tokens: with 16 tokens per block \(assumed .*: add block_size=8 to each .* 2$",
+        ),
+        (
+            plain(block_ids=[1, 2, 3, 4], block_size=16),
             r"jsonl:1: 4 block ids for 32 \+ 5 tokens: with block_size=16 there must be at most 2",
         ),
+        (plain(block_ids=list(range(99))), r"with 16 tokens per block \(.* add block_size to each record\) there must"),
         (plain(block_ids=[1, 2], prefix_block_ids=[1, 2]), r"jsonl:1: block_ids and prefix_block_ids: mean the same"),
         (plain(hash_ids=[1, 2]), r"jsonl:1: hash_ids: rename it to block_ids"),
         (plain(block_ids=[2**64]), r"jsonl:1: block_ids=.*at most 64 bits"),
@@ -304,7 +357,9 @@ def test_fields_of_a_measured_run_are_not_trusted(tmp_path: Path, record: dict[s
 
 def test_a_measured_run_may_state_its_block_size(tmp_path: Path) -> None:
     rows = [plain(i, prompt_tokens=64 * (i + 1), block_ids=list(range(2 * (i + 1)))) for i in range(2)]
-    with pytest.raises(UserError, match=r"requests\.jsonl: block_size=16: .* say 32 tokens per block"):
+    with pytest.raises(
+        UserError, match=r"requests\.jsonl: 16 tokens per block \(assumed .*: add block_size=32 to each record\): "
+    ):
         read_measured(write_folder(tmp_path / "run", rows))
     run = read_measured(write_folder(tmp_path / "run", [{**row, "block_size": 32} for row in rows]))
     assert run.chain_tokens == 32

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -101,6 +102,57 @@ def test_blank_lines_between_records_do_not_move_line_numbers(tmp_path: Path) ->
         read_jsonl(path)
 
 
+@pytest.mark.parametrize(
+    ("header", "quote", "comma"),
+    [
+        ('"TIMESTAMP","ContextTokens","GeneratedTokens"', "", ","),
+        ('"TIMESTAMP","ContextTokens","GeneratedTokens"', '"', ","),
+        ("TIMESTAMP, ContextTokens, GeneratedTokens", "", ", "),
+        ("\n" + AZURE_HEADER, "", ","),
+    ],
+)
+def test_an_azure_file_may_have_quotes_spaces_and_blank_lines(
+    tmp_path: Path, header: str, quote: str, comma: str
+) -> None:
+    rows = [["2023-11-16 18:15:46.5", "374", "44"], ["2023-11-16 18:15:48.0", "396", "9"]]
+    lines = [comma.join(f"{quote}{cell}{quote}" for cell in row) for row in rows]
+    path = tmp_path / "t"
+    path.write_text("\n".join([header, "", lines[0], " ", "", lines[1]]))
+    trace = read_azure(path)
+    assert gaps_s(trace) == [1.5]
+    assert trace.requests["prompt_tokens"].tolist() == [374, 396]
+    assert trace.requests["output_tokens"].tolist() == [44, 9]
+
+
+def test_blank_lines_of_an_azure_file_do_not_move_line_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    good = "2023-11-16 18:15:46.5,374,44"
+    for bad, message in (
+        ("2023-11-16 18:15:47,0,1", "t:6: ContextTokens='0'"),
+        ("2023-11-16 18:15:45,3,1", "t:6: TIMESTAMP='2023-11-16 18:15:45': goes back"),
+        ("2023-11-16 18:15:47,3", "t:6: row="),
+        ("9" * 900, "t:6: row='9{80}': expected 3"),
+    ):
+        path.write_text(f"{AZURE_HEADER}\n\n{good}\n\n\n{bad}\n{good}")
+        with pytest.raises(UserError, match=message):
+            read_azure(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (f"conversation_id,{AZURE_HEADER}", "; drop conversation_id$"),
+        (f'{AZURE_HEADER},"Model", Log Type', "; drop Model, Log Type$"),
+        ("ContextTokens,TIMESTAMP,GeneratedTokens", f"expected '{AZURE_HEADER}'$"),
+    ],
+)
+def test_an_azure_header_with_more_columns_says_what_to_do(tmp_path: Path, header: str, message: str) -> None:
+    path = tmp_path / "t"
+    path.write_text(f"{header}\n1,2,3,4\n")
+    with pytest.raises(UserError, match=rf"t:1: header .*{message}"):
+        read_azure(path)
+
+
 def test_a_packed_data_set_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEETGYM_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
@@ -183,6 +235,17 @@ def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
 FOREIGN = [
     ("arrived_at,num_prefill_tokens,num_decode_tokens\n0.1,10,5\n", "a Vidur trace: .*arrived_at as arrival_s"),
     (",arrived_at,num_prefill_tokens,num_decode_tokens,pd_ratio\n", "a Vidur trace"),
+    (",num_prefill_tokens,num_decode_tokens,pd_ratio\n0,10,5,2\n",
+     "a Vidur file of lengths without arrival times: draw an arrival_s .*num_decode_tokens as output_tokens"),
+    ("arrival_s,prompt_tokens,output_tokens\n0,10,5\n",
+     r"a trace of ours, but as CSV: write it as JSON lines, .*write_ndjson\(TARGET\).*; then use workload=jsonl"),
+    ('"arrival_s", "prompt_tokens", "output_tokens", "class"\n', "a trace of ours, but as CSV: write it as JSON lines"),
+    ("timestamp,input_length,output_length,hash_ids\n0,10,5,\n",
+     "a Mooncake trace, but as CSV: write it as JSON lines, .*; then use workload=mooncake_conversation"),
+    ("arrival_s,prompt_tokens,output_tokens,ttft_s,e2e_s\n0,10,5,1,2\n",
+     "a measured run, but as CSV: write it as JSON lines, .*; then use fleetgym validate"),
+    ('{"TIMESTAMP": "2023-11-16 18:15:46", "ContextTokens": 3, "GeneratedTokens": 4}\n',
+     "an Azure LLM inference trace, but as JSON: write it as CSV, .*; then use workload=azure_conversation"),
     ("request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n0,2,0,0.1,1,9,9\n",
      "a splitwise-sim trace: .*token_size as output_tokens"),
     ("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,API log\n",
@@ -221,6 +284,15 @@ def test_foreign_formats_are_named_with_what_to_do(tmp_path: Path, reader: Reade
     with pytest.raises(UserError, match=f"foreign: this is {message}") as caught:
         reader(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_csv_of_our_fields_is_read_once_rewritten_as_the_message_says(tmp_path: Path) -> None:
+    source, target = tmp_path / "t.csv", tmp_path / "t.jsonl"
+    source.write_text("arrival_s,prompt_tokens,output_tokens,class\n0.5,40,3,a\n2.0,64,3,b\n")
+    with pytest.raises(UserError, match=r"polars\.read_csv\(SOURCE\)\.write_ndjson\(TARGET\)"):
+        read_jsonl(source)
+    pl.read_csv(source).write_ndjson(target)
+    assert gaps_s(read_jsonl(target)) == [1.5]
 
 
 @pytest.mark.parametrize(("text", "reader", "message"), OURS)
@@ -302,11 +374,58 @@ def test_whole_numbers_that_may_be_seconds_are_read_with_a_note(tmp_path: Path) 
         assert gaps_s(read_m(path)) == pytest.approx([0.002] * 49)
 
 
+@pytest.mark.parametrize("gap", [12.34, 250.5, 3000.25])
+def test_fractions_in_a_field_of_milliseconds_are_noticed_at_any_rate(tmp_path: Path, gap: float) -> None:
+    path = write_lines(tmp_path / "t", [mooncake(round(gap * i, 2)) for i in range(200)])
+    with pytest.warns(UserNote, match=r"gives fractions, and one per .* ms: say workload\.time_unit=s if .*_unit=ms$"):
+        assert sum(gaps_s(read_m(path))) == pytest.approx(gap * 0.199)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sum(gaps_s(read_m(path, time_unit="s"))) == pytest.approx(gap * 199)
+        assert sum(gaps_s(read_m(path, time_unit="ms"))) == pytest.approx(gap * 0.199)
+        whole = write_lines(tmp_path / "whole", [mooncake(3000.0 * i) for i in range(200)])
+        assert sum(gaps_s(read_m(whole))) == pytest.approx(597.0)
+
+
 def test_milliseconds_in_a_field_of_seconds_are_read_with_a_note(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "t", [own(250_000 * i) for i in range(120)])
     with pytest.warns(UserNote, match=r"one request per 2\.5e\+05 s: say workload\.time_unit=ms"):
         read_jsonl(path)
     assert gaps_s(read_jsonl(path, time_unit="ms")) == pytest.approx([250.0] * 119)
+
+
+@pytest.mark.parametrize(("requests", "gap"), [(50, 200_000), (50, 200), (5, 61), (5, 3000)])
+def test_a_handful_of_requests_is_enough_to_notice_slow_times(tmp_path: Path, requests: int, gap: int) -> None:
+    path = write_lines(tmp_path / "t", [own(gap * i) for i in range(requests)])
+    with pytest.warns(UserNote, match=r"one request per .* s: say workload\.time_unit=ms"):
+        read_jsonl(path)
+    micro = write_lines(tmp_path / "m", [mooncake(gap * 1000 * i) for i in range(requests)])
+    with pytest.warns(UserNote, match=r"one request per .* s: say workload\.time_unit=us"):
+        read_m(micro)
+
+
+def test_a_single_gap_beyond_reason_is_noticed_and_one_of_years_refused(tmp_path: Path) -> None:
+    late = [1_700_000_000 + 0.3 * i for i in range(300)]
+    path = write_lines(tmp_path / "t", [own(time) for time in (0, *late)])
+    with pytest.raises(
+        UserError,
+        match=r"t: arrival_s: request 2 comes 1\.7e\+09 s after the one before, .* one clock, or say .*unit=s",
+    ):
+        read_jsonl(path)
+    assert max(gaps_s(read_jsonl(path, time_unit="s"))) == pytest.approx(1.7e9)
+    for path, message in (
+        (write_lines(tmp_path / "two", [own(0), own(3_000_000_000)]), r"request 2 comes 3e\+09 s after"),
+        (write_lines(tmp_path / "ns", [own(3_000_000_000 * i) for i in range(9)]), "less than 146 years"),
+    ):
+        with pytest.raises(UserError, match=rf"{message}.* or say workload\.time_unit=s\|ms\|us\|ns$"):
+            read_jsonl(path)
+    days = write_lines(tmp_path / "d", [own(time) for time in (*(0.1 * i for i in range(9000)), 200_000.0)])
+    with pytest.warns(UserNote, match=r"gives a gap of 1\.99e\+05 s before request 9001: say workload\.time_unit=ms"):
+        read_jsonl(days)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_jsonl(write_lines(tmp_path / "night", [own(time) for time in (*range(900), 50_000)]))
+        read_jsonl(write_lines(tmp_path / "few", [own(0), own(600)]))
 
 
 @pytest.mark.parametrize(("unit", "scale"), [("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
@@ -626,6 +745,23 @@ def test_hashes_of_other_blocks_are_refused_by_place(tmp_path: Path) -> None:
         make_workload({"kind": "mooncake", "hash_block_size": 24})
     with pytest.raises(UserError, match=r"hash_block_size=0"):
         make_workload({"kind": "mooncake", "hash_block_size": 0})
+
+
+def test_hashes_of_full_blocks_alone_are_read_where_they_fit_no_other_size(tmp_path: Path) -> None:
+    rows = [mooncake(0, 1000, (7,)), mooncake(3000, 300, ()), mooncake(6000, 2000, (7, 8, 9))]
+    trace = read_mooncake(write_lines(tmp_path / "m", rows), 512)
+    assert chains_of(trace) == [[7], [], [7, 8, 9]]
+    assert len(chains_of(read_m(tmp_path / "m"))[2]) == 96
+    open_size = write_lines(tmp_path / "open", [mooncake(0, 700, (7,))])  # one full block of 512, or one of 1024
+    with pytest.raises(UserError, match=r"open:1: hash_ids: 1 hashes for 700 tokens: blocks of 512 tokens give 2$"):
+        read_m(open_size)
+
+
+def test_a_hint_names_no_size_that_is_set_already(tmp_path: Path) -> None:
+    rows = [mooncake(0, 1000, (7,)), mooncake(3000, 2000, (7, 8, 9, 10))]
+    mixed = [{**row, "output_length": 100} for row in rows]
+    with pytest.raises(UserError, match=r"m:1: hash_ids: 1 hashes for 1000 tokens: blocks of 512 tokens give 2$"):
+        read_m(write_lines(tmp_path / "m", mixed))
 
 
 @needs_traces

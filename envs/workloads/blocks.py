@@ -153,10 +153,11 @@ def implied_block_size(counts: Ints, prompts: Ints, outputs: Ints) -> int | None
     return sizes[0] if len(sizes) == 1 else None
 
 
-def full_blocks(wheres: Sequence[str], counts: Ints, prompts: Ints, outputs: Ints, size: int) -> Ints:
+def full_blocks(wheres: Sequence[str], counts: Ints, prompts: Ints, outputs: Ints, size: int, said: str) -> Ints:
     """Return how many ids of each chain name full blocks of ``size`` tokens, shape (R,).
 
-    A file whose lists have ``ceil(prompt / size)`` ids ends each in a partial block, which is left out.
+    A file whose lists have ``ceil(prompt / size)`` ids ends each in a partial block, which is left out. ``said`` tells
+    in a refusal where the size comes from.
 
     Raises
     ------
@@ -173,8 +174,8 @@ def full_blocks(wheres: Sequence[str], counts: Ints, prompts: Ints, outputs: Int
     if (counts > most).any():
         row = int(np.argmax(counts > most))
         raise UserError(
-            f"{wheres[row]}: {counts[row]} block ids for {prompts[row]} + {outputs[row]} tokens: with "
-            f"block_size={size} there must be at most {most[row]}"
+            f"{wheres[row]}: {counts[row]} block ids for {prompts[row]} + {outputs[row]} tokens: with {said} there "
+            f"must be at most {most[row]}"
         )
     return np.minimum(counts, prompts // size)
 
@@ -186,8 +187,9 @@ def settle_blocks(
     prompts: Ints,
     outputs: Ints,
     stated: int | None,
+    assumed: int | None = None,
 ) -> tuple[list[Ints], int | None]:
-    """Return the chains of full blocks, and the tokens of one: the stated number, else the implied one, else None.
+    """Return the chains of full blocks, and the tokens of one: the stated, assumed or implied number, or else None.
 
     Parameters
     ----------
@@ -198,22 +200,26 @@ def settle_blocks(
     lists : sequence of list of int, length R
     prompts, outputs : ndarray of int, shape (R,)
     stated : int or None
+    assumed : int, optional
+        What holds where nothing is stated.
 
     Raises
     ------
     UserError
-        Lists whose lengths contradict the stated size.
+        Lists whose lengths contradict the stated or assumed size.
     """
     counts = np.array([len(ids) for ids in lists], np.int64)
     implied = implied_block_size(counts, prompts, outputs)
-    size = implied if stated is None else stated
+    size = next((known for known in (stated, assumed) if known is not None), implied)
+    said = f"block_size={size}"
+    if stated is None and assumed is not None:
+        value = "" if implied in (None, assumed) else f"={implied}"
+        said = f"{assumed} tokens per block (assumed where nothing is said: add block_size{value} to each record)"
     if size is not None:
-        full = full_blocks(wheres, counts, prompts, outputs, size)
+        full = full_blocks(wheres, counts, prompts, outputs, size, said)
         # A chain may be shorter than its prompt; many of different lengths that all fit another size are no accident.
         if implied not in (None, size) and len(np.unique(counts[counts > 0])) > 1:
-            raise UserError(
-                f"{source}: block_size={size}: the prompts' lengths and numbers of ids say {implied} tokens per block"
-            )
+            raise UserError(f"{source}: {said}: the prompts' lengths and numbers of ids say {implied} tokens per block")
         lists = [ids[:count] for ids, count in zip(lists, full.tolist(), strict=True)]
     return label_chains(lists), size
 

@@ -59,16 +59,19 @@ class Format:
         What to do with it.
     kind : str or None
         The workload kind that reads it.
+    syntax : {"CSV", "JSON"} or None
+        How a file must be written for ``advice`` to hold, if that matters.
     """
 
     name: str
     fields: frozenset[str]
     advice: str
     kind: str | None = None
+    syntax: str | None = None
 
 
-def _format(name: str, fields: str, advice: str, kind: str | None = None) -> Format:
-    return Format(name, frozenset(fields.split("|")), advice, kind)
+def _format(name: str, fields: str, advice: str, kind: str | None = None, syntax: str | None = None) -> Format:
+    return Format(name, frozenset(fields.split("|")), advice, kind, syntax)
 
 
 def _as_jsonl(renames: str) -> str:
@@ -77,9 +80,12 @@ def _as_jsonl(renames: str) -> str:
 
 FORMATS = (
     _format("an Azure LLM inference trace", "TIMESTAMP|ContextTokens|GeneratedTokens",
-            "use workload=azure_conversation with workload.path", "azure"),
+            "use workload=azure_conversation with workload.path", "azure", "CSV"),
     _format("a Vidur trace", "arrived_at|num_prefill_tokens|num_decode_tokens",
             _as_jsonl("arrived_at as arrival_s, num_prefill_tokens as prompt_tokens, num_decode_tokens as output_tokens")),
+    _format("a Vidur file of lengths without arrival times", "num_prefill_tokens|num_decode_tokens",
+            "draw an arrival_s for each request, then " + _as_jsonl(
+                "arrival_s, num_prefill_tokens as prompt_tokens, num_decode_tokens as output_tokens")),
     _format("a splitwise-sim trace", "arrival_timestamp|prompt_size|token_size",
             _as_jsonl("arrival_timestamp as arrival_s, prompt_size as prompt_tokens, token_size as output_tokens")),
     _format("a BurstGPT trace", "Timestamp|Request tokens|Response tokens",
@@ -99,11 +105,13 @@ FORMATS = (
     _format("an offline batch without arrival times", "request_id|type|input_length",
             f"add an arrival_s to each request, and use workload=jsonl ({RECIPES})"),
     _format("a Mooncake trace", "timestamp|input_length|output_length|hash_ids",
-            "use workload=mooncake_conversation with workload.path", "mooncake"),
+            "use workload=mooncake_conversation with workload.path", "mooncake", "JSON"),
     _format("a measured run", "arrival_s|prompt_tokens|output_tokens|e2e_s",
-            "use fleetgym validate measured=FOLDER, or drop its times to replay what arrived"),
-    _format("a measured run", "queued_ts|first_token_ts|last_token_ts", "use fleetgym validate measured=FOLDER"),
-    _format("a trace of ours", "arrival_s|prompt_tokens|output_tokens", "use workload=jsonl with workload.path", "jsonl"),
+            "use fleetgym validate measured=FOLDER, or drop its times to replay what arrived", syntax="JSON"),
+    _format("a measured run", "queued_ts|first_token_ts|last_token_ts", "use fleetgym validate measured=FOLDER",
+            syntax="JSON"),
+    _format("a trace of ours", "arrival_s|prompt_tokens|output_tokens", "use workload=jsonl with workload.path", "jsonl",
+            "JSON"),
     _format("a result of vllm bench serve", "ttfts|itls",
             "turn it into a measured run: python -m fleetgym.experiments.record_bench RESULT.json FOLDER"),
     _format("a result of vllm bench serve", "request_throughput|completed",
@@ -117,10 +125,25 @@ FORMATS = (
 )  # fmt: skip
 
 
+_REWRITE = {
+    "CSV": "write it as CSV, for example polars.read_ndjson(SOURCE).write_csv(TARGET)",
+    "JSON": "write it as JSON lines, for example polars.read_csv(SOURCE).write_ndjson(TARGET)",
+}
+
+
 def recognise(names: Iterable[str]) -> Format | None:
     """Return the first format all of whose fields are among ``names``."""
     found = set(names)
     return next((known for known in FORMATS if known.fields <= found), None)
+
+
+def _syntax(line: str) -> str:
+    return "JSON" if line.lstrip().startswith(("{", "[")) else "CSV"
+
+
+def csv_names(header: str) -> list[str]:
+    """Return the columns of a CSV header in order, without quotes and the spaces around commas."""
+    return [name.strip().strip('"') for name in header.split(",")]
 
 
 def field_names(line: str, text: str | None = None) -> set[str]:
@@ -133,9 +156,8 @@ def field_names(line: str, text: str | None = None) -> set[str]:
     text : str, optional
         The whole text, for JSON that goes on beyond the first line.
     """
-    start = line.lstrip()
-    if start[:1] not in ("{", "["):
-        return {name.strip().strip('"') for name in line.split(",")}
+    if _syntax(line) == "CSV":
+        return set(csv_names(line))
     whole = (line if text is None else text).lstrip().removeprefix("[").lstrip()
     try:
         value: Any = json.JSONDecoder().raw_decode(whole)[0]
@@ -158,6 +180,11 @@ def refuse_foreign(path: Path, line: str, kind: str, text: str | None = None) ->
         One line that says what the file is and what to do.
     """
     known = recognise(field_names(line, text))
+    if known is not None and known.syntax not in (None, _syntax(line)):
+        raise UserError(
+            f"{path}: this is {known.name}, but as {_syntax(line)}: {_REWRITE[str(known.syntax)]} ({RECIPES}); then "
+            f"{known.advice}"
+        )
     if known is not None and known.kind != kind:
         raise UserError(f"{path}: this is {known.name}: {known.advice}")
     if line.lstrip().startswith("["):

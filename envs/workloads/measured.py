@@ -30,7 +30,7 @@ from fleetgym.envs.errors import UserError
 from fleetgym.envs.textfile import find_file, read_text, text_lines
 from fleetgym.envs.workloads.blocks import optional_chain, settle_blocks
 from fleetgym.envs.workloads.readers import MAX_TOKENS, json_lines, stated_block_size, whole_number
-from fleetgym.envs.workloads.times import epoch_unit
+from fleetgym.envs.workloads.times import LONGEST_GAP_S, epoch_unit
 
 CHAIN_BLOCK_TOKENS = 16
 TIMESERIES_COLUMNS = ("t", "running", "waiting")
@@ -167,10 +167,17 @@ def _assemble(path: Path, requests: Path, columns: _Columns) -> MeasuredRun:
     arrival = np.array(columns.arrival)
     order = np.argsort(arrival, kind="stable")
     zero = arrival[order[0]]
+    gaps = np.diff(arrival[order], append=arrival[order[-1]])
+    if gaps.max() > LONGEST_GAP_S:
+        early, late = order[gaps.argmax()], order[gaps.argmax() + 1]
+        raise UserError(
+            f"{columns.where[late]}: arrives {gaps.max():.3g} s after the one before ({columns.where[early]}): must be less "
+            "than a year: give all times on one clock"
+        )
     prompts, outputs = np.array(columns.prompt), np.array(columns.output)
     lists = [chain or [] for chain in columns.chains]
     chains, size = settle_blocks(
-        requests, columns.where, lists, prompts, outputs, stated=columns.block_size or CHAIN_BLOCK_TOKENS
+        requests, columns.where, lists, prompts, outputs, stated=columns.block_size, assumed=CHAIN_BLOCK_TOKENS
     )
     trace = make_trace(
         np.rint((arrival[order] - zero) * 1e9).astype(np.int64),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.textfile import plain_stem, text_lines
 from fleetgym.envs.workloads.blocks import id_list, implied_block_size, label_chains, optional_chain, settle_blocks
-from fleetgym.envs.workloads.formats import JSONL_FIELDS, MOONCAKE_FIELDS, check_fields, refuse_foreign
+from fleetgym.envs.workloads.formats import JSONL_FIELDS, MOONCAKE_FIELDS, check_fields, csv_names, refuse_foreign
 from fleetgym.envs.workloads.times import Clock
 
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
@@ -34,39 +34,52 @@ def read_azure(path: Path) -> Trace:
         Wrong header, empty file, malformed row, non-positive length or a time that goes back.
     """
     text = text_lines(path)
-    lines = pl.Series("line", text, pl.String)
-    if lines.is_empty() or lines[0].strip() != AZURE_HEADER:
-        got = None if lines.is_empty() else lines[0]
-        if got is not None:
-            refuse_foreign(path, got, "azure", "\n".join(text))
-        raise UserError(f"{path}:1: header {str(got)[:80] if got else got!r}: expected {AZURE_HEADER!r}")
+    lines = pl.DataFrame({"line": text}, schema={"line": pl.String}).with_row_index("number", 1)
+    lines = lines.filter(pl.col("line").str.strip_chars() != "")
+    _check_azure_header(path, text, lines)
     lines = lines[1:]
     if lines.is_empty():
         raise UserError(f"{path}: the trace holds no request")
-    parts = lines.str.split_exact(",", 3).struct.unnest()
+    parts = lines["line"].str.split_exact(",", 3).struct.unnest().select(pl.all().str.strip_chars(' \t"'))
+    refuse = partial(_refuse_first, path, lines["number"])
     ragged = parts["field_2"].is_null() | parts["field_3"].is_not_null()
-    _refuse_first(ragged, lines, path, "row", "expected 3 comma-separated fields")
+    refuse(ragged, lines["line"], "row", "expected 3 comma-separated fields")
     clock = parts["field_0"].str.strip_suffix("+00:00")
     times = clock.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="ns", strict=False)
-    _refuse_first(times.is_null(), parts["field_0"], path, "TIMESTAMP", "expected YYYY-MM-DD HH:MM:SS.fraction, in UTC")
+    refuse(times.is_null(), parts["field_0"], "TIMESTAMP", "expected YYYY-MM-DD HH:MM:SS.fraction, in UTC")
     lengths = []
     for column, name in (("field_1", "ContextTokens"), ("field_2", "GeneratedTokens")):
         values = parts[column].cast(pl.Int64, strict=False)
-        _refuse_first(~values.is_between(1, MAX_TOKENS).fill_null(False), parts[column], path, name, _LENGTH_RULE)
+        refuse(~values.is_between(1, MAX_TOKENS).fill_null(False), parts[column], name, _LENGTH_RULE)
         lengths.append(values.to_numpy())
     arrival_ns = times.dt.timestamp("ns").to_numpy()
     back = pl.Series(np.diff(arrival_ns, prepend=arrival_ns[0]) < 0)
-    _refuse_first(back, parts["field_0"], path, "TIMESTAMP", "goes back in time")
+    refuse(back, parts["field_0"], "TIMESTAMP", "goes back in time")
     return make_trace(arrival_ns - arrival_ns[0], *lengths, name=plain_stem(path))
 
 
 _LENGTH_RULE = f"must be a whole number from 1 to {MAX_TOKENS}"
 
 
-def _refuse_first(bad: pl.Series, values: pl.Series, path: Path, name: str, rule: str) -> None:
+def _check_azure_header(path: Path, text: list[str], lines: pl.DataFrame) -> None:
+    """Refuse another header, one that is Azure's and more with what to do about it."""
+    if lines.is_empty():
+        raise UserError(f"{path}:1: header None: expected {AZURE_HEADER!r}")
+    number, header = lines.row(0)
+    names, wanted = csv_names(header), AZURE_HEADER.split(",")
+    if names == wanted:
+        return
+    refuse_foreign(path, header, "azure", "\n".join(text[number - 1 :]))
+    more = [name for name in names if name not in wanted]
+    advice = f"; drop {', '.join(more)}"[:200] if set(wanted) < set(names) else ""
+    raise UserError(f"{path}:{number}: header {header[:80]!r}: expected {AZURE_HEADER!r}{advice}")
+
+
+def _refuse_first(path: Path, numbers: pl.Series, bad: pl.Series, values: pl.Series, name: str, rule: str) -> None:
+    """Refuse the first bad row by its line's number."""
     if bad.any():
         index = int(bad.arg_max() or 0)
-        raise UserError(f"{path}:{index + 2}: {name}={values[index]!r}: {rule}")
+        raise UserError(f"{path}:{numbers[index]}: {name}={str(values[index])[:80]!r}: {rule}")
 
 
 def read_mooncake(
@@ -108,21 +121,32 @@ def read_mooncake(
             "output_length",
             hashes,
         )
-    counts, prompts = np.array([len(hashes) for hashes in columns.chains]), np.array(columns.prompts)
-    wrong = (counts > 0) & (counts != -(-prompts // hash_block_size)) if len(counts) else counts
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        implied = implied_block_size(counts, prompts, np.array(columns.outputs))
-        hint = f": say workload.hash_block_size={implied}" if implied else ""
-        raise UserError(
-            f"{columns.wheres[row]}: hash_ids: {counts[row]} hashes for {prompts[row]} tokens: blocks of "
-            f"{hash_block_size} tokens give {-(-prompts[row] // hash_block_size)}{hint}"
-        )
+    _check_hashes(columns, hash_block_size)
     fine = [
         (hashes[:, None] * split + np.arange(split)).reshape(-1)[: prompt // block_size]
         for hashes, prompt in zip(label_chains(columns.chains), columns.prompts, strict=True)
     ]
     return columns.trace(path, clock, chains=fine, block_size=block_size)
+
+
+def _check_hashes(columns: _Columns, hash_block_size: int) -> None:
+    """Refuse hashes of blocks of another size; each list names all blocks of its prompt, or all lists the full ones.
+
+    Lists of full blocks alone are taken only if they fit no other size.
+    """
+    wheres, lists, prompts, outputs = columns.lengths()
+    counts = np.array([len(hashes) for hashes in lists], np.int64)
+    full, most = prompts // hash_block_size, -(-prompts // hash_block_size)
+    wrong = (counts > 0) & (counts != most)
+    implied = implied_block_size(counts, prompts, outputs)
+    if not wrong.any() or (implied == hash_block_size and (counts == full)[counts > 0].all()):
+        return
+    row = int(np.argmax(wrong))
+    hint = f": say workload.hash_block_size={implied}" if implied not in (None, hash_block_size) else ""
+    raise UserError(
+        f"{wheres[row]}: hash_ids: {counts[row]} hashes for {prompts[row]} tokens: blocks of {hash_block_size} tokens give "
+        f"{most[row]}{hint}"
+    )
 
 
 def read_jsonl(path: Path, time_unit: str | None = None, block_size: int | None = None) -> Trace:

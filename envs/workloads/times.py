@@ -21,7 +21,8 @@ _LATEST_NS = 2**62
 # one and the same time do not count, since traces bundle arrivals into steps.
 _MAX_RATE = 1000
 _MAX_FRACTIONAL_RATE = 100  # milliseconds are recorded whole, so that fractions of them are a sign of seconds
-_SLOW_GAP_S, _SLOW_REQUESTS = 60.0, 100
+_SLOW_GAP_S, _SLOW_REQUESTS = 60.0, 5  # one request per minute on average is strange once there are a few
+_LONG_GAP_S, LONGEST_GAP_S = 86_400.0, 365 * 86_400.0  # between two requests: strange, and impossible
 
 
 def epoch_unit(value: float) -> str | None:
@@ -66,7 +67,7 @@ class Clock:
         since_1970 = epoch_unit(value)
         doubtful = self._first and not self._stated and since_1970 not in (None, self._unit)
         if doubtful or time_ns >= _LATEST_NS:
-            hint = ""
+            hint = "" if self._stated else f", or say workload.time_unit={'|'.join(UNIT_NS)}"
             if since_1970:
                 hint = f": this looks like {UNIT_NAMES[since_1970]} since 1970: say workload.time_unit={since_1970}"
             rule = f"must be {UNIT_NAMES[self._unit]}, less than 146 years"
@@ -76,7 +77,7 @@ class Clock:
         return time_ns
 
     def check(self, times_ns: NDArray[np.int64]) -> None:
-        """Refuse an impossible rate, and note a strange one, unless the user stated the unit.
+        """Refuse an impossible rate or gap, and note a strange one, unless the user stated the unit.
 
         Parameters
         ----------
@@ -86,7 +87,9 @@ class Clock:
         span_ns = int(times_ns[-1] - times_ns[0])
         if self._stated or span_ns == 0:
             return
-        distinct = int(np.count_nonzero(np.diff(times_ns)))
+        gaps_ns = np.diff(times_ns)
+        distinct, longest = int(np.count_nonzero(gaps_ns)), int(np.argmax(gaps_ns))
+        longest_s = int(gaps_ns[longest]) * 1e-9
         sub_second = self._unit != "s"
         crowded = distinct * 10**9 > _MAX_FRACTIONAL_RATE * span_ns
         if distinct * 10**9 > _MAX_RATE * span_ns or (sub_second and crowded and not self._whole):
@@ -96,11 +99,20 @@ class Clock:
                 f"{UNIT_NAMES[self._unit]}, are no recorded traffic: say workload.time_unit={self._unit} if they are "
                 f"meant so{finer}"
             )
-        gap_s = span_ns * 1e-9 / (len(times_ns) - 1)
-        if sub_second and crowded:
-            self._note(f"one per {span_ns * 1e-6 / distinct:.3g} ms", "s")
+        if longest_s > LONGEST_GAP_S:
+            raise UserError(
+                f"{self._path}: {self.name}: request {longest + 2} comes {longest_s:.3g} s after the one before, read as "
+                f"{UNIT_NAMES[self._unit]}: must be less than a year: give all times on one clock, or say "
+                f"workload.time_unit={'|'.join(UNIT_NS)}"
+            )
+        gap_s = span_ns * 1e-9 / len(gaps_ns)
+        if sub_second and (crowded or not self._whole):
+            fractions = "" if self._whole else "fractions, and "
+            self._note(f"{fractions}one per {span_ns * 1e-6 / distinct:.3g} ms", "s")
         elif gap_s > _SLOW_GAP_S and len(times_ns) >= _SLOW_REQUESTS:
             self._note(f"one request per {gap_s:.3g} s", "us" if sub_second else "ms")
+        elif longest_s > _LONG_GAP_S:
+            self._note(f"a gap of {longest_s:.3g} s before request {longest + 2}", "us" if sub_second else "ms")
 
     def _note(self, what: str, other: str) -> None:
         warnings.warn(
