@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 from fleetgym.envs.cluster.metrics import find_ranking
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingConfig
+from fleetgym.envs.workloads.base import WindowKind
 from fleetgym.experiments.config import spec
 
 PartName = Literal["train", "validate", "test"]
-WindowKind = Literal["recorded", "generated", "bootstrap"]
 GENERATED_WINDOWS = 10
 
 
@@ -153,11 +153,9 @@ def plan_windows(
     if chosen is None:
         chosen = GENERATED_WINDOWS if held is None else held
     numbers = tuple(range(chosen)) if isinstance(chosen, int) else tuple(chosen)
-    if held is None:
-        resampled = getattr(problem.workload, "window", None) == "bootstrap"
-        return problem, Windows(numbers, "bootstrap" if resampled else "generated")
-    if max(numbers) < held:
-        return problem, Windows(numbers, "recorded", problem.workload.arrivals.process)  # type: ignore[attr-defined]
+    workload = problem.workload
+    if held is None or max(numbers) < held:
+        return problem, Windows(numbers, workload.window_kind, workload.arrival_process)
     if scenario.beyond_windows == "refuse":
         length = problem.num_requests or problem.workload.num_requests or "all"
         raise UserError(
@@ -165,4 +163,5 @@ def plan_windows(
             f"of {length} requests (numbers 0 to {held - 1}); ask for fewer, lower env.num_requests, or resample its "
             "requests with scenario.beyond_windows=bootstrap"
         )
-    return replace(problem, workload=replace(problem.workload, window="bootstrap")), Windows(numbers, "bootstrap")  # type: ignore[call-arg]
+    resampled = workload.resampled()
+    return replace(problem, workload=resampled), Windows(numbers, resampled.window_kind, resampled.arrival_process)

@@ -1,6 +1,6 @@
 """Comparisons: independent windows, the charge of a failure, and a ranking that dropping requests cannot win."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from fleetgym.baselines import Heuristic, Policy, make_heuristic
 from fleetgym.envs.cluster.metrics import flatten
+from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig, resolve
+from fleetgym.envs.workloads import Workload
 from fleetgym.experiments.report.tables import LeaderboardTable, build_table
 from fleetgym.experiments.rollout import check_failure_s, run_policies
 from fleetgym.experiments.scenario import Scenario, Windows, plan_windows
@@ -213,6 +215,33 @@ def test_numpy_numbers_are_numbers() -> None:
     assert (config.failure_s, config.load, config.available) == (60.0, (0.5, 0.5), (1, 3))
     with pytest.raises(UserError, match=r"available=\[2.5, 3\]: must be a whole number"):
         problem(available=[2.5, 3])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreeEpisodes(Workload):
+    """A workload of somebody's own that knows how many episodes it has, and nothing else of recordings."""
+
+    @property
+    def native_rate_rps(self) -> float:
+        return 10.0
+
+    def num_windows(self, num_requests: int | None = None) -> int | None:
+        return 3
+
+    def episode(self, rng: np.random.Generator, num_requests: int | None = None, *, window: int | None = None) -> Trace:
+        times = np.arange(num_requests or 5, dtype=np.int64) * 10**8
+        return make_trace(times, np.full(len(times), 100 + (window or 0)), np.full(len(times), 5))
+
+
+def test_a_workload_of_ones_own_has_windows_too() -> None:
+    config = problem(workload=ThreeEpisodes(), num_requests=20, load=None)
+    assert len(plan_windows(config, scenario(windows=None))[1].numbers) == 3
+    with pytest.raises(UserError, match="seeds=4: the test part holds 3"):
+        plan_windows(config, scenario(), 4)
+    with pytest.raises(
+        UserError, match=r"beyond_windows='bootstrap': ThreeEpisodes cannot be resampled; allowed: refuse"
+    ):
+        plan_windows(config, scenario(beyond_windows="bootstrap"), 4)
 
 
 def test_replaced_arrivals_are_named(recording: dict[str, object]) -> None:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.workloads.blocks import ChainBlocks
+
+WindowKind = Literal["recorded", "generated", "bootstrap"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,28 @@ class Workload(ABC):
     def num_windows(self, num_requests: int | None = None) -> int | None:
         """How many episodes of ``num_requests`` there are that share no request; None: each is drawn afresh."""
         return None
+
+    @property
+    def window_kind(self) -> WindowKind:
+        """What its episodes are: windows of a recording, draws of a generator, or a recording resampled in blocks."""
+        return "generated"
+
+    @property
+    def arrival_process(self) -> str:
+        """Whose times a recording's requests have: ``recorded``, or the process that replaces them."""
+        return "recorded"
+
+    def resampled(self) -> Workload:
+        """Return a workload that draws any number of episodes from this recording's requests.
+
+        Raises
+        ------
+        UserError
+            There is no such way.
+        """
+        raise UserError(
+            f"scenario.beyond_windows='bootstrap': {type(self).__name__} cannot be resampled; allowed: refuse"
+        )
 
     @abstractmethod
     def episode(self, rng: np.random.Generator, num_requests: int | None = None, *, window: int | None = None) -> Trace:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.arrivals import Arrivals, whole_ns
-from fleetgym.envs.workloads.base import Workload
+from fleetgym.envs.workloads.base import WindowKind, Workload
 from fleetgym.envs.workloads.blocks import ChainBlocks
 from fleetgym.envs.workloads.data import locate
 from fleetgym.envs.workloads.readers import (
@@ -109,6 +109,20 @@ class Replay(Workload):
         """How many disjoint windows of ``num_requests`` the part holds; None where blocks are resampled."""
         count = self._count(num_requests)
         return None if self.window == "bootstrap" else len(self.part) // count
+
+    @property
+    def window_kind(self) -> WindowKind:
+        """Disjoint windows of the recording, unless it is resampled."""
+        return "bootstrap" if self.window == "bootstrap" else "recorded"
+
+    @property
+    def arrival_process(self) -> str:
+        """``recorded``, or the process that replaces the times."""
+        return self.arrivals.process
+
+    def resampled(self) -> Replay:
+        """Return the same part in blocks drawn at random."""
+        return replace(self, window="bootstrap")
 
     def episode(self, rng: np.random.Generator, num_requests: int | None = None, *, window: int | None = None) -> Trace:
         """Return one window of the trace (see `Workload.episode`)."""

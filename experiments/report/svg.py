@@ -55,24 +55,31 @@ def mark(kind: str, x: float, y: float) -> str:
     return f'<polygon class="mark" points="{points}"/>'
 
 
+def frame(across: Axis, up: Axis, ticks: Sequence[tuple[float, str]], x_title: str, y_title: str) -> list[str]:
+    """Grid, tick labels and titles; ``ticks`` are those of the axis across, and ``up`` starts at the bottom."""
+    left, right, bottom = across.start, across.end, up.start
+    parts = []
+    for tick, label in ticks:
+        x = across.at(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="16" y2="{bottom:g}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 18:g}" text-anchor="middle">{label}</text>')
+    for tick, label in up.labels():
+        y = up.at(tick)
+        parts.append(f'<line class="grid" x1="{left:g}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 8:g}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    parts.append(f'<text x="{(left + right) / 2:g}" y="{bottom + 42:g}" text-anchor="middle">{x_title}</text>')
+    parts.append(f'<text transform="translate(16 200) rotate(-90)" text-anchor="middle">{y_title}</text>')
+    return parts
+
+
 def trade_off(entries: Sequence[Entry], main: Column, other: Column) -> str:
     """Scatter of ``other`` (across) against ``main`` (up), with the names in a column at the right."""
     width, height, left, right, bottom = 980, 430, 64, 760, 380
     xs = [entry.metrics[other.key] * other.scale for entry in entries]
     ys = [entry.main.estimate * main.scale for entry in entries]
     across, up = fit_axis(xs, left, right), fit_axis(ys, bottom, 16)
-    parts = []
-    for tick, label in across.labels():
-        x = across.at(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="16" y2="{bottom}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{label}</text>')
-    for tick, label in up.labels():
-        y = up.at(tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     log_x, log_y = (", log scale" if axis.log else "" for axis in (across, up))
-    parts.append(f'<text x="{(left + right) / 2}" y="{height - 8}" text-anchor="middle">{other.header}{log_x}</text>')
-    parts.append(f'<text transform="translate(16 200) rotate(-90)" text-anchor="middle">{main.header}{log_y}</text>')
+    parts = frame(across, up, across.labels(), f"{other.header}{log_x}", f"{main.header}{log_y}")
     heights = spread([up.at(y) for y in ys], 17.0, 22.0, bottom - 4.0)
     for entry, x_value, y_value, level in zip(entries, xs, ys, heights, strict=True):
         x, y, name = across.at(x_value), up.at(y_value), escape(entry.policy, quote=True)
@@ -90,18 +97,8 @@ def attainment(entries: Sequence[Entry]) -> str:
     width, height, left, right, bottom = 980, 430, 64, 720, 380
     across = Axis(SLO_SCALES[0], SLO_SCALES[-1], True, left, right)
     up = Axis(0.0, 100.0, False, bottom, 16)
-    parts = []
-    for tick in (0.25, 0.5, 1.0, 2.0, 4.0):
-        x = across.at(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="16" y2="{bottom}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
-    for share, label in up.labels():
-        y = up.at(share)
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-    middle = (left + right) / 2
-    parts.append(f'<text x="{middle}" y="{height - 8}" text-anchor="middle">factor on the objectives, log scale</text>')
-    parts.append('<text transform="translate(16 200) rotate(-90)" text-anchor="middle">SLO met (%)</text>')
+    factors = [(tick, f"{tick:g}") for tick in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    parts = frame(across, up, factors, "factor on the objectives, log scale", "SLO met (%)")
     one = SLO_SCALES.index(1.0)
     ordered = sorted(entries, key=lambda entry: -entry.attainment[one])
     levels = spread([24.0] * len(ordered), 17.0, 22.0, bottom - 4.0)
