@@ -188,6 +188,8 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
             for index in np.flatnonzero(truncations).tolist():
                 info = self._add_info(info, self._ended(index), index)
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
+                final = info["final_info"]
+                final["reward_terms"] = final["reward_terms"].view(RewardTerms)
                 begun = truncations
                 self._start(begun)
                 terms[begun] = 0.0  # final_info has them

@@ -16,6 +16,7 @@ from test_routing_env import ENGINES, TIGHT_AND_WIDE, make
 
 from fleetgym.agents.vec_env import FleetVecEnv
 from fleetgym.envs import ROUTING_ID
+from fleetgym.envs.cluster.engine import TERM_NAMES
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.rewards import RewardTerms
 from fleetgym.envs.routing.env import RoutingEnv
@@ -446,3 +447,15 @@ def test_scaling_what_is_flattened_already_is_refused() -> None:
 def test_masks_need_discrete_actions() -> None:
     with pytest.raises(UserError, match="must be Discrete"):
         MaskObservation(gym.make("Pendulum-v1"))
+
+
+def test_terms_have_names_in_every_step_and_at_the_end() -> None:
+    envs = vector(2)
+    envs.reset(seed=0)
+    for _ in range(LENGTH):
+        *_, ends, info = envs.step(np.zeros(2, np.int64))
+    assert ends.all()
+    final = info["final_info"]["reward_terms"]
+    assert final["finished"].tolist() == final[:, TERM_NAMES.index("finished")].tolist()
+    *_, info = envs.step(np.zeros(2, np.int64))
+    assert dict(info["reward_terms"])["finished"].shape == (2,)
