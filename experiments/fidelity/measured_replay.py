@@ -19,7 +19,7 @@ from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.blocks import regroup
 from fleetgym.envs.workloads.capacity import KvBlocks, find_kv_blocks, recorded_settings
 from fleetgym.envs.workloads.measured import Floats, MeasuredRun, latencies, read_measured
-from fleetgym.experiments.config import plain
+from fleetgym.experiments.harness.config import plain
 
 METRICS = ("ttft", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p99")
