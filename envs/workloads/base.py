@@ -134,7 +134,7 @@ class Workload(ABC):
 def workload_kinds() -> dict[str, type[Workload]]:
     """Return the workload classes by the name that configs use."""
     # Imported here because each of these modules needs `Workload` from this one.
-    from fleetgym.envs.workloads.replay import Azure, Jsonl, Mooncake
+    from fleetgym.envs.workloads.recorded import Azure, Jsonl, Mooncake
     from fleetgym.envs.workloads.synthetic import Synthetic
 
     return {"synthetic": Synthetic, "azure": Azure, "mooncake": Mooncake, "jsonl": Jsonl}

@@ -26,7 +26,7 @@ from fleetgym.envs.routing.env import RoutingEnv
 from fleetgym.envs.textfile import text_lines
 from fleetgym.envs.workloads import make_workload
 from fleetgym.envs.workloads.blocks import implied_block_size, label_chains, regroup
-from fleetgym.envs.workloads.data import locate
+from fleetgym.envs.workloads.datasets import locate
 from fleetgym.envs.workloads.formats import FORMATS, field_names, recognise
 from fleetgym.envs.workloads.readers import AZURE_HEADER, read_azure, read_jsonl, read_mooncake
 from fleetgym.experiments.harness import from_config

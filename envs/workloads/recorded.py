@@ -15,7 +15,7 @@ from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.arrivals import Arrivals, whole_ns
 from fleetgym.envs.workloads.base import WindowKind, Workload
 from fleetgym.envs.workloads.blocks import ChainBlocks
-from fleetgym.envs.workloads.data import locate
+from fleetgym.envs.workloads.datasets import locate
 from fleetgym.envs.workloads.readers import (
     MOONCAKE_BLOCK_TOKENS,
     read_azure,
@@ -36,7 +36,7 @@ class Replay(Workload):
     Attributes
     ----------
     path : str or None
-        The file; else ``dataset`` is looked for (see `fleetgym.envs.workloads.data`).
+        The file; else ``dataset`` is looked for (see `fleetgym.envs.workloads.datasets`).
     start, stop : float
         Part of the trace, as fractions of its duration: arrivals in ``[start, stop)``, the last one
         included where stop is 1. Splits by time are disjoint and never shuffle requests.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.spec import EngineArgs
 from fleetgym.envs.workloads.blocks import regroup
-from fleetgym.envs.workloads.measured import MeasuredRun
+from fleetgym.envs.workloads.measured_run import MeasuredRun
 
 SAME_NAMES = (
     "max_num_batched_tokens", "max_num_seqs", "max_model_len", "block_size", "enable_prefix_caching",
