@@ -30,7 +30,7 @@ BOOTSTRAP_BLOCK = 100  # requests; long enough to keep bursts, short enough to m
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay(Workload):
+class RecordedWorkload(Workload):
     """Episodes cut from a recorded trace.
 
     Attributes
@@ -120,7 +120,7 @@ class Replay(Workload):
         """``recorded``, or the process that replaces the times."""
         return self.arrivals.process
 
-    def resampled(self) -> Replay:
+    def resampled(self) -> RecordedWorkload:
         """Return the same part in blocks drawn at random."""
         return replace(self, window="bootstrap")
 
@@ -195,7 +195,7 @@ def _resample(trace: Trace, rng: np.random.Generator, count: int) -> Trace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Azure(Replay):
+class Azure(RecordedWorkload):
     """Azure LLM inference traces: ``dataset`` azure_conversation or azure_code, or any file of that format."""
 
     kind: Literal["azure"] = "azure"
@@ -211,7 +211,7 @@ class Azure(Replay):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mooncake(Replay):
+class Mooncake(RecordedWorkload):
     """Mooncake traces, whose requests share prompt prefixes.
 
     Attributes
@@ -244,7 +244,7 @@ class Mooncake(Replay):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jsonl(Replay):
+class Jsonl(RecordedWorkload):
     """A user's own trace: one JSON object per request (see `fleetgym.envs.workloads.readers.read_jsonl`).
 
     Attributes
