@@ -5,17 +5,14 @@ from __future__ import annotations
 import base64
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from fleetgym.experiments.fidelity.measured_replay import ErrorTable, MeasuredReplay, Simulation
 from fleetgym.experiments.report.files import write_text
 from fleetgym.experiments.report.plots import new_figure, save
-
-if TYPE_CHECKING:
-    from fleetgym.experiments.fidelity.measured_replay import ErrorTable, MeasuredReplay, Simulation
 
 TITLES = {
     "ttft": ("time to first token", "s", 1.0),

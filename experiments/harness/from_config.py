@@ -16,7 +16,7 @@ from fleetgym.baselines import Policy, make_heuristic
 from fleetgym.envs.errors import UserError, UserNote
 from fleetgym.envs.routing.batch import RoutingConfig, resolve
 from fleetgym.envs.workloads.blocks import fit_chains, unused_chains
-from fleetgym.experiments.comparison.scenario import PartName, scenario_of
+from fleetgym.experiments.comparison.scenario import PartName, Scenario
 from fleetgym.experiments.harness.config import plain, spec
 from fleetgym.experiments.harness.options import EnvOptions
 
@@ -32,7 +32,7 @@ def routing_problem(cfg: DictConfig, part: PartName | None = None) -> RoutingCon
     values: dict[str, Any] = asdict(spec(EnvOptions, cfg.env, "env"))
     values.pop("id")
     workload: dict[str, Any] = dict(plain(cfg.workload))
-    scenario = scenario_of(cfg) if "scenario" in cfg else None
+    scenario = spec(Scenario, cfg.scenario, "scenario") if "scenario" in cfg else None
     values["failure_s"] = cfg.failure_s if scenario is None else scenario.failure_s
     if scenario is not None and part is not None:
         own = getattr(scenario.parts, part)
