@@ -173,11 +173,10 @@ def case_args(case: Case) -> EngineArgs:
         The case uses a mechanism that is not modelled.
     """
     config = case["config"]
-    if config.get("long_prefill_token_threshold", 0):
-        raise UnsupportedCaseError("long_prefill_token_threshold is not modelled")
     return EngineArgs(
         max_num_batched_tokens=config["max_num_batched_tokens"],
         max_num_seqs=config["max_num_seqs"],
+        long_prefill_token_threshold=config.get("long_prefill_token_threshold", 0),
         max_model_len=config["max_model_len"],
         block_size=config["block_size"],
         num_gpu_blocks=config["num_gpu_blocks"],
