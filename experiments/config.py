@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString, ValueType
@@ -24,11 +25,14 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from fleetgym.envs.cluster.spec import ClusterSpec, Slo
+from fleetgym.envs.cluster.spec import SERVER_SETTINGS, ClusterSpec, Slo
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+
+# What ``validate.yaml`` and ``calibrate.yaml`` name as ``vllm``: a key for each setting of a server, null until given.
+ConfigStore.instance().store("vllm", {"vllm": dict.fromkeys(SERVER_SETTINGS)})
 
 
 def plain(node: Any) -> Any:

@@ -56,7 +56,7 @@ class Simulation:
 
 
 @dataclass(frozen=True)
-class Replay:
+class MeasuredReplay:
     """A measured run and the instance that is to repeat it.
 
     Attributes
@@ -148,7 +148,7 @@ class Replay:
         }
 
 
-def replay_from(cfg: DictConfig) -> Replay:
+def replay_from(cfg: DictConfig) -> MeasuredReplay:
     """Read the measured run that a config names and describe the instance that repeats it.
 
     Raises
@@ -178,7 +178,7 @@ def replay_from(cfg: DictConfig) -> Replay:
     instance = InstanceSpec(
         cfg.gpu, cfg.model, tp, dp=dp, ep=ep, tier=cfg.tier, engine=replace(args, num_gpu_blocks=kv.blocks)
     )
-    return Replay(run, instance, cfg.engine, kv, settings, tuple(_notes(run, instance, kv)))
+    return MeasuredReplay(run, instance, cfg.engine, kv, settings, tuple(_notes(run, instance, kv)))
 
 
 def error_table(

@@ -19,7 +19,7 @@ from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.config import compose_config
-from fleetgym.experiments.fidelity import METRICS, STATISTICS, Replay, error_table, replay_from
+from fleetgym.experiments.fidelity import METRICS, STATISTICS, MeasuredReplay, error_table, replay_from
 
 HARDWARE = {"gpu": "RTX4090", "model": "Llama-3.1-8B"}
 ARGS = EngineArgs(max_num_batched_tokens=2048, max_num_seqs=24, num_gpu_blocks=900, enable_prefix_caching=True)
@@ -96,7 +96,7 @@ def write_run(
     return folder
 
 
-def replay_of(folder: Path, *overrides: str) -> Replay:
+def replay_of(folder: Path, *overrides: str) -> MeasuredReplay:
     given = [f"measured={folder}", "gpu=RTX4090", "model=Llama-3.1-8B", "engine=reference", *overrides]
     return replay_from(compose_config("validate", given))
 
@@ -106,7 +106,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "run", server())
 
 
-def worst(replay: Replay) -> float:
+def worst(replay: MeasuredReplay) -> float:
     errors = replay.errors(replay.simulate())
     return max(abs(cell["error_pct"] or 0.0) for table in errors.values() for cell in table.values())
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from fleetgym.envs.cluster.latency import (
@@ -135,6 +137,28 @@ class EngineArgs:
             max_num_batched_tokens=tokens,
             max_num_seqs=self.max_num_seqs or min(defaults.max_num_seqs, tokens),
         )
+
+
+SETTINGS = tuple(setting.name for setting in fields(EngineArgs))
+SERVER_SETTINGS = tuple(name for name in SETTINGS if name != "num_gpu_blocks")  # a server finds that one out by itself
+
+
+def settings_table() -> str:
+    """`EngineArgs` as the table of settings of ``docs/fidelity.md``: names, defaults, and what its docstring says."""
+    entries = re.findall(
+        r"^(\w+(?:, \w+)*) : .*\n((?:(?: {4}.*)?\n?)*)", inspect.getdoc(EngineArgs) or "", re.MULTILINE
+    )
+    meaning = {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+    rows = (
+        f"| `{setting.name}` | {_yaml(setting.default)} | {meaning[setting.name].replace('``', '`').replace('None', 'null')} |\n"
+        for setting in fields(EngineArgs)
+    )
+    return "| setting | default | meaning |\n| --- | --- | --- |\n" + "".join(rows)
+
+
+def _yaml(value: object) -> str:
+    """A default as it is written in a config."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)

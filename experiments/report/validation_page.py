@@ -15,7 +15,7 @@ from fleetgym.experiments.report.files import write_text
 from fleetgym.experiments.report.plots import new_figure, save
 
 if TYPE_CHECKING:
-    from fleetgym.experiments.fidelity import ErrorTable, Replay, Simulation
+    from fleetgym.experiments.fidelity import ErrorTable, MeasuredReplay, Simulation
 
 TITLES = {
     "ttft": ("time to first token", "s", 1.0),
@@ -38,14 +38,14 @@ tr:last-child td { border-bottom: 0; } td.error { font-weight: 600; } img { disp
 """
 
 
-def write_validation(folder: Path, replay: Replay, simulation: Simulation, errors: ErrorTable) -> None:
+def write_validation(folder: Path, replay: MeasuredReplay, simulation: Simulation, errors: ErrorTable) -> None:
     """Write ``validation.png`` and the self-contained ``validation.html``."""
     draw(folder / "validation.png", replay, simulation)
     picture = base64.b64encode((folder / "validation.png").read_bytes()).decode("ascii")
     write_text(folder / "validation.html", page(replay, simulation, errors, picture))
 
 
-def draw(path: Path, replay: Replay, simulation: Simulation) -> None:
+def draw(path: Path, replay: MeasuredReplay, simulation: Simulation) -> None:
     """Draw the CDFs of TTFT, TPOT and E2E, and the running and waiting requests over time."""
     figure = new_figure(11.0, 7.2)
     grid = figure.subplots(2, 3)
@@ -75,7 +75,7 @@ def _cdf(axes: Axes, values: NDArray[np.float64], colour: str, label: str, style
     axes.plot(known, np.arange(1, len(known) + 1) / max(1, len(known)), style, color=colour, label=label, linewidth=1.6)
 
 
-def _load(axes: Axes, replay: Replay, simulation: Simulation) -> None:
+def _load(axes: Axes, replay: MeasuredReplay, simulation: Simulation) -> None:
     """Draw running and waiting requests; without a time series, how many were unfinished."""
     load, series = simulation.load, replay.run.timeseries
     if load is not None and series is not None:
@@ -95,7 +95,7 @@ def _load(axes: Axes, replay: Replay, simulation: Simulation) -> None:
     _plain(axes)
 
 
-def page(replay: Replay, simulation: Simulation, errors: ErrorTable, picture: str) -> str:
+def page(replay: MeasuredReplay, simulation: Simulation, errors: ErrorTable, picture: str) -> str:
     """Return the page as HTML; ``picture`` is the PNG in base64."""
     facts = replay.facts()
     judged, total = facts["requests"]["judged"], facts["requests"]["total"]
