@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import DOCS
 
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
@@ -808,12 +809,7 @@ def test_notes_are_given_once_per_command_and_faults_before_anything_is_written(
 
 # --- the recipes of the docs ------------------------------------------------------------------------------------------
 
-DOC = (
-    (Path(__file__).parents[1] / "docs" / "workloads.md")
-    .read_text()
-    .partition("## Other formats")[2]
-    .partition("\n## ")[0]
-)
+DOC = (DOCS / "workloads.md").read_text().partition("## Other formats")[2].partition("\n## ")[0]
 BAILIAN = [
     {"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 40, "output_length": 3, "type": "text", "turn": 1,
      "hash_ids": [1, 2, 3]},

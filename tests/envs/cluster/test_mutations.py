@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import differential
 import pytest
 from mutations import MISTAKES, edit, make_mistake
+from places import DATA
 
 from fleetgym.envs.cluster.engine import make_engine
 from fleetgym.envs.cluster.golden import compare, load_cases, replay
 from fleetgym.envs.errors import LivelockError
 
-DATA = Path(__file__).parent / "data"
 CRASHES = (IndexError, KeyError, LivelockError)  # of a scheduler that has lost count of its blocks
 SEEDS = range(400)
 

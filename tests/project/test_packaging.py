@@ -8,8 +8,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("agents", "baselines", "conf", "envs", "experiments")
 SHIPPED = (".py", ".yaml", ".csv", ".json", ".html", "py.typed")
 

@@ -1,15 +1,15 @@
 """What the environments do is pinned: a changed digest calls for a new version of the environment."""
 
 import json
-from pathlib import Path
 
 import gymnasium
 import pytest
+from places import DATA
 
 from fleetgym.envs import ENV_IDS, ROUTING_ID
 from fleetgym.envs.fingerprint import routing_fingerprint
 
-PINNED = json.loads((Path(__file__).parent / "data" / "fingerprints.json").read_text(encoding="utf-8"))
+PINNED = json.loads((DATA / "fingerprints.json").read_text(encoding="utf-8"))
 
 
 def test_every_registered_environment_is_listed_and_pinned() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from places import DATA
 
 from fleetgym.envs.cluster.golden import (
     ReferenceReplay,
@@ -18,7 +19,6 @@ from fleetgym.envs.cluster.golden import (
 from fleetgym.envs.cluster.scheduler import Request, Scheduler
 from fleetgym.envs.errors import UserError
 
-DATA = Path(__file__).parent / "data"
 PUBLIC, IDLE_VICTIM = DATA / "golden_public.jsonl.gz", DATA / "golden_idle_victim.jsonl.gz"
 
 

@@ -1,11 +1,11 @@
 """The observation schema: complete, documented, and the only way to the signals."""
 
 import inspect
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import DOCS
 
 from fleetgym.agents.networks import SchemaTransform
 from fleetgym.baselines import REGISTRY
@@ -29,7 +29,7 @@ def test_every_signal_has_a_row_in_the_same_order() -> None:
 
 
 def test_the_documented_table_is_the_schema() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "observation.md").read_text(encoding="utf-8")
+    page = (DOCS / "observation.md").read_text(encoding="utf-8")
     assert schema_table() in page
 
 
@@ -83,5 +83,5 @@ def test_digest_depends_on_the_columns_and_their_order() -> None:
 
 
 def test_the_documented_environment_is_its_docstring() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "environment.md").read_text(encoding="utf-8")
+    page = (DOCS / "environment.md").read_text(encoding="utf-8")
     assert inspect.getdoc(RoutingEnv) in page

@@ -1,14 +1,13 @@
-from importlib import resources
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from places import CONF
 
 from fleetgym.envs.cluster.spec import ClusterSpec
 from fleetgym.experiments.cli import COMMANDS
 from fleetgym.experiments.config import cluster_spec, compose_config, slo_spec
 
-CONF = resources.files("fleetgym.conf")
 PRIMARY = sorted({name.replace("-", "_") for name in COMMANDS} - {"download_traces"})
 ROUTING = ("train", "evaluate", "leaderboard")  # share conf/routing.yaml, and so an experiment fits all three
 GROUPS = sorted(entry.name for entry in CONF.iterdir() if entry.is_dir() and not entry.name.startswith("_"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import DATA
 
 from fleetgym.envs.cluster.engine import GAP_BINS, gap_bin, make_engine
 from fleetgym.envs.cluster.golden import replay_file
@@ -21,7 +22,6 @@ from fleetgym.envs.cluster.requests import REJECTED, Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import LivelockError, UserError
 
-HERE = Path(__file__).parent
 GOLDEN = {"golden_public.jsonl.gz": 150, "golden_idle_victim.jsonl.gz": 8}
 
 
@@ -62,7 +62,7 @@ def equal(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_every_recorded_schedule_matches_in_every_step(name):
-    report = replay_file(HERE / "data" / name, KernelReplay)
+    report = replay_file(DATA / name, KernelReplay)
     assert report.failures == []
     assert (report.matched, report.total, report.skipped) == (GOLDEN[name], GOLDEN[name], 0)
 
@@ -338,6 +338,6 @@ def test_the_kernel_runs_uncompiled_for_coverage():
         "run()"
     )
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code, str(HERE)]
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code, str(Path(__file__).parent)]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

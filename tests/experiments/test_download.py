@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads import data
@@ -170,9 +171,8 @@ def test_the_demo_does_without_the_trace(code: int, experiment: str, tmp_path: P
     binary.write_text(f'#!/bin/sh\necho "$@"\ntest "$1" != download-traces || exit {code}\n')
     binary.chmod(0o755)
     (tmp_path / ".installed").touch()
-    root = Path(__file__).parents[1]
     done = subprocess.run(
-        ["make", "-s", "-C", str(root), "demo", f"VENV={tmp_path}"], capture_output=True, text=True, check=True
+        ["make", "-s", "-C", str(ROOT), "demo", f"VENV={tmp_path}"], capture_output=True, text=True, check=True
     )
     assert f"train experiment={experiment} " in done.stdout
     assert f"leaderboard experiment={experiment} " in done.stdout

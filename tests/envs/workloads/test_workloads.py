@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from places import ROOT
 
 from fleetgym.envs.cluster.kernel import KernelEngine
 from fleetgym.envs.cluster.latency import LatencyModel
@@ -28,7 +29,7 @@ from fleetgym.envs.workloads.readers import read_azure, read_cached, read_jsonl,
 from fleetgym.envs.workloads.replay import Replay
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
-CONFIGS = Path(__file__).parents[1] / "conf" / "workload"
+CONFIGS = ROOT / "conf" / "workload"
 needs_traces = pytest.mark.skipif(
     not (Path(os.environ.get("FLEETGYM_DATA", "")) / "traces" / "azure_2023_conversation.csv").is_file(),
     reason="FLEETGYM_DATA names no folder with traces/azure_2023_conversation.csv",

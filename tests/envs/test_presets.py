@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from omegaconf import OmegaConf
-from test_config_composes import CONF
+from places import CONF
 
 from fleetgym.envs import ROUTING_ID
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo

@@ -1,13 +1,11 @@
 """Every command runs from another directory and leaves what it promises; wrong input ends in one line and code 2."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
+from commands import fleetgym, refused
 
 TINY = ("env.num_requests=60", "cluster=rtxpro6000_x4_rtx4090_x4")
 TRAIN = (
@@ -21,29 +19,6 @@ TRAIN = (
     "progress_bar=false",
 )
 RUN_FILES = {"config.yaml", "overrides.yaml", "versions.json", "git.json", "run.json", "metrics.json", "metrics.csv"}
-
-
-def fleetgym(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "fleetgym.experiments.cli", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-def refused(folder: Path, *arguments: str) -> str:
-    """The one line that a user error prints; the run folder, if any, holds no results."""
-    done = fleetgym(folder, *arguments, code=2)
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    assert not list(folder.rglob("metrics.json"))
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

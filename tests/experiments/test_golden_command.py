@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import DATA
 from test_validate import fleetgym
 
 from fleetgym.envs.cluster.golden import load_cases, replay_file
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.golden import check_case, describe, metrics_of, scheduler_factory
 
-PUBLIC = Path(__file__).parent / "data" / "golden_public.jsonl.gz"
+PUBLIC = DATA / "golden_public.jsonl.gz"
 
 
 @pytest.fixture(scope="module")

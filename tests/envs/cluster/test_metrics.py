@@ -1,11 +1,11 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from places import DOCS
 
 from fleetgym.envs.cluster import judging
 from fleetgym.envs.cluster.engine import GAP_BINS, gap_bin
@@ -264,7 +264,7 @@ def test_every_summary_key_is_registered_and_the_reverse() -> None:
 
 
 def test_the_documented_table_is_the_registry() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    page = (DOCS / "metrics.md").read_text(encoding="utf-8")
     assert markdown_table() in page
 
 

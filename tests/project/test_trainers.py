@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import DOCS
 
-PAGE = Path(__file__).parents[1] / "docs" / "trainers.md"
+PAGE = DOCS / "trainers.md"
 ALWAYS_THERE = {"fleetgym", "gymnasium", "numpy", "torch", "stable_baselines3", "sb3_contrib"}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_commands import fleetgym
+from commands import fleetgym
 
 from fleetgym.envs.cluster.engine import make_engine
 from fleetgym.envs.cluster.latency import (
