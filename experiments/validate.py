@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.fidelity import METRICS, STATISTICS, ErrorTable, MeasuredReplay, replay_from
-from fleetgym.experiments.options import ValidateOptions, read_options
-from fleetgym.experiments.report.validation_page import write_validation
-from fleetgym.experiments.run import RunFolder
+from fleetgym.experiments.fidelity.measured_replay import METRICS, STATISTICS, ErrorTable, MeasuredReplay, replay_from
+from fleetgym.experiments.fidelity.page import write_validation
+from fleetgym.experiments.harness.options import ValidateOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder
 
 
 @command("validate")

@@ -19,8 +19,8 @@ from fleetgym.envs.presets import GROUPS, default_preset, names, preset
 from fleetgym.envs.rewards import RewardSpec
 from fleetgym.envs.routing.batch import RoutingConfig
 from fleetgym.envs.routing.env import RoutingEnv
-from fleetgym.experiments.config import compose_config
-from fleetgym.experiments.problem import routing_problem
+from fleetgym.experiments.harness.config import compose_config
+from fleetgym.experiments.harness.from_config import routing_problem
 
 ALL = [(group, name) for group in GROUPS for name in names(group)]
 

@@ -29,7 +29,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         textwrap.dedent("""
         from fleetgym.envs.errors import UserError
         from fleetgym.experiments.cli import command
-        from fleetgym.experiments.run import RunFolder
+        from fleetgym.experiments.harness.run_folder import RunFolder
 
         LOADED_AS_MODULE = __name__ != "__main__"
 

@@ -6,7 +6,7 @@ from places import CONF
 
 from fleetgym.envs.cluster.spec import ClusterSpec
 from fleetgym.experiments.cli import COMMANDS
-from fleetgym.experiments.config import cluster_spec, compose_config, slo_spec
+from fleetgym.experiments.harness.config import cluster_spec, compose_config, slo_spec
 
 PRIMARY = sorted({name.replace("-", "_") for name in COMMANDS} - {"download_traces"})
 ROUTING = ("train", "evaluate", "leaderboard")  # share conf/routing.yaml, and so an experiment fits all three

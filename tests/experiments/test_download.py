@@ -14,8 +14,8 @@ import pytest
 from places import ROOT
 
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.workloads import data
-from fleetgym.envs.workloads.data import DATASETS, Dataset
+from fleetgym.envs.workloads import datasets
+from fleetgym.envs.workloads.datasets import DATASETS, Dataset
 from fleetgym.experiments.download_traces import download, main
 
 CONTENT = bytes(range(256)) * 2048  # 512 KiB
@@ -141,13 +141,13 @@ def test_command_puts_files_where_workloads_look(
     monkeypatch.setitem(DATASETS, "made", dataset(site.url))
     assert main(["made"]) == 0
     assert "3 requests, sha256 verified" in capsys.readouterr().out
-    assert data.locate(None, "made") == tmp_path / "traces" / "made.csv"
+    assert datasets.locate(None, "made") == tmp_path / "traces" / "made.csv"
     site.content, site.send_at_most = b"x", None
     assert main(["made", "--force"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: made: ")
     assert captured.err.count("\n") == 1
-    assert data.locate(None, "made").read_bytes() == CONTENT
+    assert datasets.locate(None, "made").read_bytes() == CONTENT
 
 
 def test_a_trace_that_one_can_do_without_is_a_note(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.intervals import (
+from fleetgym.experiments.comparison.intervals import (
     MIN_WINDOWS,
     Scores,
     collect,

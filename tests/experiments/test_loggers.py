@@ -6,8 +6,8 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from stable_baselines3 import PPO
 
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.config import compose_config, plain
-from fleetgym.experiments.loggers import (
+from fleetgym.experiments.harness.config import compose_config, plain
+from fleetgym.experiments.harness.loggers import (
     LOGGERS,
     CsvLogger,
     MetricLogger,

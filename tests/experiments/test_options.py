@@ -17,10 +17,10 @@ from fleetgym import conf
 from fleetgym.agents.factory import AgentSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments import cli
-from fleetgym.experiments.config import compose_config, spec
-from fleetgym.experiments.loggers import check_logger
-from fleetgym.experiments.options import OPTIONS, read_options
-from fleetgym.experiments.problem import make_policy, routing_problem
+from fleetgym.experiments.harness.config import compose_config, spec
+from fleetgym.experiments.harness.from_config import make_policy, routing_problem
+from fleetgym.experiments.harness.loggers import check_logger
+from fleetgym.experiments.harness.options import OPTIONS, read_options
 
 COMMANDS = sorted(OPTIONS)
 EXPERIMENTS = sorted(file.name.removesuffix(".yaml") for file in (resources.files(conf) / "experiment").iterdir())

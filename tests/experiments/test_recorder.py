@@ -12,8 +12,8 @@ import pytest
 
 from fleetgym.envs.cluster.spec import EngineArgs
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.workloads.capacity import find_kv_blocks, held_blocks, recorded_settings
-from fleetgym.envs.workloads.measured import MeasuredRun, read_measured
+from fleetgym.envs.workloads.measured_run import MeasuredRun, read_measured
+from fleetgym.envs.workloads.server_settings import find_kv_blocks, held_blocks, recorded_settings
 from fleetgym.experiments import record_bench
 
 BENCH = {

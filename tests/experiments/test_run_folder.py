@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.run import RunFolder, flatten, git_state, jsonable, versions
+from fleetgym.experiments.harness.run_folder import RunFolder, flatten, git_state, jsonable, versions
 
 CONFIG = {"seed": 3, "copy": "${seed}"}
 

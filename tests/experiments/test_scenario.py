@@ -15,9 +15,9 @@ from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig, resolve
 from fleetgym.envs.workloads import Workload
+from fleetgym.experiments.comparison.rollout import check_failure_s, run_policies
+from fleetgym.experiments.comparison.scenario import Scenario, Windows, plan_windows
 from fleetgym.experiments.report.tables import LeaderboardTable, build_table
-from fleetgym.experiments.rollout import check_failure_s, run_policies
-from fleetgym.experiments.scenario import Scenario, Windows, plan_windows
 
 CLUSTER = {
     "instances": [

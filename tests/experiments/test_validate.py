@@ -18,8 +18,8 @@ from fleetgym.envs.cluster.latency import find_row
 from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.config import compose_config
-from fleetgym.experiments.fidelity import METRICS, STATISTICS, MeasuredReplay, error_table, replay_from
+from fleetgym.experiments.fidelity.measured_replay import METRICS, STATISTICS, MeasuredReplay, error_table, replay_from
+from fleetgym.experiments.harness.config import compose_config
 
 HARDWARE = {"gpu": "RTX4090", "model": "Llama-3.1-8B"}
 ARGS = EngineArgs(max_num_batched_tokens=2048, max_num_seqs=24, num_gpu_blocks=900, enable_prefix_caching=True)

@@ -62,7 +62,7 @@ def test_an_unpacked_wheel_finds_its_configs_and_data(dist: Path, tmp_path: Path
         "sys.path[:] = [p for p in sys.path if 'editable' not in p]\n"
         "import fleetgym.envs\n"
         "assert fleetgym.envs.__file__.startswith(sys.argv[1]), fleetgym.envs.__file__\n"
-        "from fleetgym.experiments.config import cluster_spec, compose_config\n"
+        "from fleetgym.experiments.harness.config import cluster_spec, compose_config\n"
         "print(cluster_spec(compose_config('simulate')).num_instances)"
     )
     command = (sys.executable, "-c", code, str(tmp_path / "site"))

@@ -26,11 +26,11 @@ from fleetgym.envs.routing.env import RoutingEnv
 from fleetgym.envs.textfile import text_lines
 from fleetgym.envs.workloads import make_workload
 from fleetgym.envs.workloads.blocks import implied_block_size, label_chains, regroup
-from fleetgym.envs.workloads.data import locate
+from fleetgym.envs.workloads.datasets import locate
 from fleetgym.envs.workloads.formats import FORMATS, field_names, recognise
 from fleetgym.envs.workloads.readers import AZURE_HEADER, read_azure, read_jsonl, read_mooncake
-from fleetgym.experiments import problem
-from fleetgym.experiments.config import compose_config
+from fleetgym.experiments.harness import from_config
+from fleetgym.experiments.harness.config import compose_config
 
 Reader = Callable[[Path], Trace]
 needs_traces = pytest.mark.skipif(
@@ -795,15 +795,15 @@ def test_notes_are_given_once_per_command_and_faults_before_anything_is_written(
     path = write_lines(tmp_path / "t.jsonl", SIXTEEN)
     overrides = ["workload=jsonl", f"workload.path={path}", "env.load=null", "env.num_requests=null"]
     cfg = compose_config("routing", overrides)
-    problem._tell.cache_clear()
+    from_config._tell.cache_clear()
     for part in (None, "train", "test"):
-        problem.routing_problem(cfg, part)
+        from_config.routing_problem(cfg, part)
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 1
     assert shown[0].startswith("note: the workload names shared prompt blocks, but no instance caches them")
     group = "{gpu: RTXPRO6000, model: Llama-3.1-8B, engine: {block_size: 32, enable_prefix_caching: true}}"
     with pytest.raises(UserError, match=r"block_size=32: .*blocks of 16 tokens"):
-        problem.routing_problem(compose_config("routing", [*overrides, f"cluster.instances=[{group}]"]))
+        from_config.routing_problem(compose_config("routing", [*overrides, f"cluster.instances=[{group}]"]))
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.jsonl"]
 
 

@@ -22,11 +22,11 @@ from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads import make_workload
 from fleetgym.envs.workloads.arrivals import Arrivals
-from fleetgym.envs.workloads.data import locate
+from fleetgym.envs.workloads.datasets import locate
 from fleetgym.envs.workloads.fit import arrival_quality, fit_profile, gap_cv, ks_distance, length_quality
 from fleetgym.envs.workloads.lengths import find_profile
 from fleetgym.envs.workloads.readers import read_azure, read_cached, read_jsonl, read_mooncake
-from fleetgym.envs.workloads.replay import Replay
+from fleetgym.envs.workloads.recorded import RecordedWorkload
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 CONFIGS = ROOT / "conf" / "workload"
@@ -56,7 +56,7 @@ def azure(path: str, **options: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InMemory(Replay):
+class InMemory(RecordedWorkload):
     """A recording that needs no file; request i has a prompt of 100 + i tokens."""
 
     times_s: tuple[float, ...]

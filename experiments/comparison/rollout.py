@@ -17,7 +17,7 @@ from fleetgym.envs.cluster.metrics import per_request, slo_attainment_curve, sum
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig
-from fleetgym.experiments.scenario import Windows
+from fleetgym.experiments.comparison.scenario import Windows
 
 YARDSTICK = "round_robin"
 JUDGED = 0x7E57  # what is drawn to judge with is none of the streams that training environments draw from
@@ -30,7 +30,7 @@ class Episode:
     Attributes
     ----------
     window : int
-        Number of the episode (`fleetgym.experiments.scenario.Windows`).
+        Number of the episode (`fleetgym.experiments.comparison.scenario.Windows`).
     trace : Trace
     results : ndarray of RESULT_DTYPE, shape (R,)
     instance_stats : ndarray of INSTANCE_STATS_DTYPE, shape (N,)

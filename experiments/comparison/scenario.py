@@ -13,7 +13,7 @@ from fleetgym.envs.cluster.metrics import find_ranking
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingConfig
 from fleetgym.envs.workloads.base import WindowKind
-from fleetgym.experiments.config import spec
+from fleetgym.experiments.harness.config import spec
 
 PartName = Literal["train", "validate", "test"]
 GENERATED_WINDOWS = 10

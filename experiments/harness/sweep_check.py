@@ -14,10 +14,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from fleetgym.experiments.cli import CommandFailed, user_line
-from fleetgym.experiments.config import task_overrides
-from fleetgym.experiments.options import OPTIONS, read_options
-from fleetgym.experiments.problem import routing_problem
-from fleetgym.experiments.scenario import PartName
+from fleetgym.experiments.comparison.scenario import PartName
+from fleetgym.experiments.harness.config import task_overrides
+from fleetgym.experiments.harness.from_config import routing_problem
+from fleetgym.experiments.harness.options import OPTIONS, read_options
 
 PARTS: Mapping[str, tuple[PartName | None, ...]] = {
     "simulate": (None,),

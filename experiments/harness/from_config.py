@@ -16,9 +16,9 @@ from fleetgym.baselines import Policy, make_heuristic
 from fleetgym.envs.errors import UserError, UserNote
 from fleetgym.envs.routing.batch import RoutingConfig, resolve
 from fleetgym.envs.workloads.blocks import fit_chains, unused_chains
-from fleetgym.experiments.config import plain, spec
-from fleetgym.experiments.options import EnvOptions
-from fleetgym.experiments.scenario import PartName, scenario_of
+from fleetgym.experiments.comparison.scenario import PartName, scenario_of
+from fleetgym.experiments.harness.config import plain, spec
+from fleetgym.experiments.harness.options import EnvOptions
 
 
 def routing_problem(cfg: DictConfig, part: PartName | None = None) -> RoutingConfig:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.spec import SERVER_SETTINGS, EngineArgs
 from fleetgym.envs.workloads.blocks import regroup
-from fleetgym.envs.workloads.measured import MeasuredRun
+from fleetgym.envs.workloads.measured_run import MeasuredRun
 
 TOTAL_NAMES = ("num_gpu_blocks",)
 RANK_NAMES = ("num_gpu_blocks_override", "kv_blocks", "num_kv_blocks", "kv_cache_blocks", "num_kv_cache_blocks")

@@ -182,7 +182,7 @@ def _quoting(override: str) -> str:
 
 def _unknown_key(key: str, error: Exception, config_name: str) -> str:
     """Say which key is unknown and which ones are near, judged by the config without that override."""
-    from fleetgym.experiments.options import readers_of
+    from fleetgym.experiments.harness.options import readers_of
 
     command = config_name.replace("_", "-")
     if (readers := readers_of(key.replace("/", ".").split("."))) and command not in readers:

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError, did_you_mean
-from fleetgym.experiments.config import plain, task_overrides
-from fleetgym.experiments.scenario import Scenario
+from fleetgym.experiments.comparison.scenario import Scenario
+from fleetgym.experiments.harness.config import plain, task_overrides
 
 Group = Mapping[str, Any]  # of settings that a spec of its own checks
 Engine = Literal["kernel", "reference"]

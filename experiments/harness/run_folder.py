@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.config import task_overrides
+from fleetgym.experiments.harness.config import task_overrides
 
 RESULT_FILES = ("metrics.json", "metrics.csv")
 

@@ -17,9 +17,9 @@ from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.blocks import regroup
-from fleetgym.envs.workloads.capacity import KvBlocks, find_kv_blocks, recorded_settings
-from fleetgym.envs.workloads.measured import Floats, MeasuredRun, latencies, read_measured
-from fleetgym.experiments.config import plain
+from fleetgym.envs.workloads.measured_run import Floats, MeasuredRun, latencies, read_measured
+from fleetgym.envs.workloads.server_settings import KvBlocks, find_kv_blocks, recorded_settings
+from fleetgym.experiments.harness.config import plain
 
 METRICS = ("ttft", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p99")

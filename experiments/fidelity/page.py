@@ -15,7 +15,7 @@ from fleetgym.experiments.report.files import write_text
 from fleetgym.experiments.report.plots import new_figure, save
 
 if TYPE_CHECKING:
-    from fleetgym.experiments.fidelity import ErrorTable, MeasuredReplay, Simulation
+    from fleetgym.experiments.fidelity.measured_replay import ErrorTable, MeasuredReplay, Simulation
 
 TITLES = {
     "ttft": ("time to first token", "s", 1.0),

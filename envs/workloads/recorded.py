@@ -15,7 +15,7 @@ from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.arrivals import Arrivals, whole_ns
 from fleetgym.envs.workloads.base import WindowKind, Workload
 from fleetgym.envs.workloads.blocks import ChainBlocks
-from fleetgym.envs.workloads.data import locate
+from fleetgym.envs.workloads.datasets import locate
 from fleetgym.envs.workloads.readers import (
     MOONCAKE_BLOCK_TOKENS,
     read_azure,
@@ -30,13 +30,13 @@ BOOTSTRAP_BLOCK = 100  # requests; long enough to keep bursts, short enough to m
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay(Workload):
+class RecordedWorkload(Workload):
     """Episodes cut from a recorded trace.
 
     Attributes
     ----------
     path : str or None
-        The file; else ``dataset`` is looked for (see `fleetgym.envs.workloads.data`).
+        The file; else ``dataset`` is looked for (see `fleetgym.envs.workloads.datasets`).
     start, stop : float
         Part of the trace, as fractions of its duration: arrivals in ``[start, stop)``, the last one
         included where stop is 1. Splits by time are disjoint and never shuffle requests.
@@ -120,7 +120,7 @@ class Replay(Workload):
         """``recorded``, or the process that replaces the times."""
         return self.arrivals.process
 
-    def resampled(self) -> Replay:
+    def resampled(self) -> RecordedWorkload:
         """Return the same part in blocks drawn at random."""
         return replace(self, window="bootstrap")
 
@@ -195,7 +195,7 @@ def _resample(trace: Trace, rng: np.random.Generator, count: int) -> Trace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Azure(Replay):
+class Azure(RecordedWorkload):
     """Azure LLM inference traces: ``dataset`` azure_conversation or azure_code, or any file of that format."""
 
     kind: Literal["azure"] = "azure"
@@ -211,7 +211,7 @@ class Azure(Replay):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mooncake(Replay):
+class Mooncake(RecordedWorkload):
     """Mooncake traces, whose requests share prompt prefixes.
 
     Attributes
@@ -244,7 +244,7 @@ class Mooncake(Replay):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jsonl(Replay):
+class Jsonl(RecordedWorkload):
     """A user's own trace: one JSON object per request (see `fleetgym.envs.workloads.readers.read_jsonl`).
 
     Attributes
