@@ -8,14 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.spec import EngineArgs
+from fleetgym.envs.cluster.spec import SERVER_SETTINGS, EngineArgs
 from fleetgym.envs.workloads.blocks import regroup
 from fleetgym.envs.workloads.measured_run import MeasuredRun
 
-SAME_NAMES = (
-    "max_num_batched_tokens", "max_num_seqs", "max_model_len", "block_size", "enable_prefix_caching",
-    "async_scheduling", "scheduling_policy", "watermark", "reserve_full_prompt", "cuda_graph_padding",
-)  # fmt: skip
 TOTAL_NAMES = ("num_gpu_blocks",)
 RANK_NAMES = ("num_gpu_blocks_override", "kv_blocks", "num_kv_blocks", "kv_cache_blocks", "num_kv_cache_blocks")
 TOKEN_NAMES = ("kv_cache_size_tokens", "kv_cache_tokens", "kv_capacity_tokens")
@@ -47,7 +43,7 @@ class KvBlocks(NamedTuple):
 def recorded_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Scheduler settings in ``meta.json`` as fields of `EngineArgs`; null and absent ones are left out."""
     merged = {**_dict(meta, "kv_cache"), **_dict(meta, "engine_kwargs")}
-    found = {name: merged[name] for name in SAME_NAMES if merged.get(name) is not None}
+    found = {name: merged[name] for name in SERVER_SETTINGS if merged.get(name) is not None}
     if merged.get("scheduler_reserve_full_isl") is not None:
         found["reserve_full_prompt"] = bool(merged["scheduler_reserve_full_isl"])
     if merged.get("enforce_eager"):

@@ -6,13 +6,17 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from fleetgym.envs.cluster.spec import ClusterSpec, Slo
+from fleetgym.envs.cluster.spec import SERVER_SETTINGS, ClusterSpec, Slo
 from fleetgym.envs.config import build
 
 T = TypeVar("T")
+
+# What ``validate.yaml`` and ``calibrate.yaml`` name as ``vllm``: a key for each setting of a server, null until given.
+ConfigStore.instance().store("vllm", {"vllm": dict.fromkeys(SERVER_SETTINGS)})
 
 
 def plain(node: Any) -> Any:

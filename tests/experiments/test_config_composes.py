@@ -27,7 +27,7 @@ def groups(name: str) -> set[str]:
     for entry in load(name)["defaults"]:
         if isinstance(entry, dict):
             found |= set(entry)
-        elif entry != "_self_":
+        elif CONF.joinpath(f"{entry}.yaml").is_file():  # else _self_, or what the code registers
             found |= groups(entry)
     return found
 

@@ -40,9 +40,15 @@ def edited(case: dict[str, Any], *path: Any, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("config",), {}, "malformed case: 'max_num_batched_tokens' is missing"),
-        (("config", "max_num_seqs"), 0, "malformed case: max_num_seqs=0: must be at least 1"),
-        (("config", "policy"), "lifo", "malformed case: scheduling_policy='lifo'"),
+        (("config",), {}, "malformed case: 'block_size' is missing"),
+        (("config", "max_num_seqs"), 0, "malformed case: config: max_num_seqs=0: must be at least 1"),
+        (("config", "policy"), "lifo", "malformed case: config.scheduling_policy='lifo': unknown"),
+        (("config", "watermark"), "high", "malformed case: config.watermark='high': expected a finite number"),
+        (
+            ("config", "long_prefill_token_threshold"),
+            -1,
+            "malformed case: config: long_prefill_token_threshold=-1: must",
+        ),
         (("requests", 0), {"prompt": 3}, "malformed case: 'output' is missing"),
         (("requests", 0, "prompt"), "many", "malformed case: request 0: .* must hold whole numbers"),
         (("requests", 0, "output"), 0, "malformed case: request 0: .* must be at least 1"),
@@ -59,11 +65,11 @@ def test_a_malformed_case_is_refused_in_one_line(case: dict[str, Any], path: Any
 
 
 def test_an_unsupported_case_is_skipped_and_not_refused(case: dict[str, Any], tmp_path: Path) -> None:
-    unsupported = edited(case, "config", "long_prefill_token_threshold", value=64)
+    unsupported = edited(case, "config", "num_lookahead_slots", value=64)
     check_case(unsupported, "here")
     metrics = metrics_of(replay_file(write(tmp_path / "g.jsonl", case, unsupported), scheduler_factory("reference")))
     assert (metrics["matched"], metrics["total"], metrics["skipped"]) == (1, 1, 1)
-    assert metrics["skips"] == [{"seed": 1000, "reason": "long_prefill_token_threshold is not modelled"}]
+    assert metrics["skips"] == [{"seed": 1000, "reason": "num_lookahead_slots is not modelled"}]
 
 
 def test_the_first_differing_step_is_described(case: dict[str, Any], tmp_path: Path) -> None:

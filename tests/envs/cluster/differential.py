@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +63,11 @@ def instances(draw: st.DrawFn, rng: np.random.Generator, caching: bool, longest:
     block_size = draw(st.sampled_from([1, 3, 4, 16]))
     # From too small for some requests over preemption all the time to ample.
     blocks = 3 + int(longest * draw(st.sampled_from([0.6, 1.0, 1.2, 1.6, 2.5, 30.0])) / block_size)
+    batched = draw(st.sampled_from([2, 5, 16, 64, 512, 8192]))
     args = EngineArgs(
-        max_num_batched_tokens=draw(st.sampled_from([2, 5, 16, 64, 512, 8192])),
+        max_num_batched_tokens=batched,
+        max_num_scheduled_tokens=draw(st.sampled_from([None, None, batched, -(-batched // 3)])),
+        long_prefill_token_threshold=draw(st.sampled_from([0, 0, 0, 1, 4, 30])),
         max_num_seqs=draw(st.sampled_from([1, 4, 16, 64, 1024])),
         max_model_len=draw(st.sampled_from([None, (blocks - 1) * block_size // 2 + 2])),
         block_size=block_size,
@@ -77,7 +81,19 @@ def instances(draw: st.DrawFn, rng: np.random.Generator, caching: bool, longest:
     )
     model = latency(rng, draw(st.booleans()))
     dp = draw(st.sampled_from([1, 1, 2, 3, 4]))
-    return InstanceSpec("any", "any", count=draw(st.integers(1, 2)), dp=dp, engine=args, latency=model)
+    count, lockstep = draw(st.integers(1, 2)), draw(st.sampled_from([True, True, False]))
+    return InstanceSpec("any", "any", count=count, dp=dp, engine=args, latency=model, lockstep=lockstep)
+
+
+def arrivals_ns(gaps_ms: np.ndarray, specs: Iterable[InstanceSpec]) -> np.ndarray:
+    """Arrivals with these gaps.
+
+    Exact equals that are partly prefilled side by side may preempt each other for ever, so where that is possible none
+    arrive at the same time.
+    """
+    arrivals = (np.cumsum(gaps_ms) * MS).astype(np.int64)
+    side_by_side = any(spec.engine.long_prefill_token_threshold for spec in specs)
+    return arrivals + np.arange(len(arrivals)) if side_by_side else arrivals
 
 
 def chains(rng: np.random.Generator, tokens: np.ndarray, kind: str) -> list[np.ndarray]:
@@ -124,7 +140,7 @@ def cases(draw: st.DrawFn) -> Case:
     prompts, outputs = rng.integers(1, prompt + 1, count), rng.integers(1, output + 1, count)
     size = min(one.engine.block_size for one in cluster.expanded)
     trace = make_trace(
-        (np.cumsum(gaps) * MS).astype(np.int64),
+        arrivals_ns(gaps, cluster.instances),
         prompts,
         outputs,
         priority=rng.integers(0, draw(st.sampled_from([1, 2, 5])), count),
@@ -145,8 +161,11 @@ def crowded(seed: int) -> Case:
     block_size, caching = int(rng.choice([1, 2, 4])), bool(rng.random() < 0.4)
     longest, count = int(rng.choice([8, 24])), 40
     prompts, outputs = rng.integers(1, longest + 1, count), rng.integers(1, longest + 1, count)
+    batched = int(rng.choice([5, 8, 64]))
     args = EngineArgs(
-        max_num_batched_tokens=int(rng.choice([5, 8, 64])),
+        max_num_batched_tokens=batched,
+        max_num_scheduled_tokens=batched // 2 if rng.random() < 0.2 else None,
+        long_prefill_token_threshold=int(rng.choice([0, 0, 1, 3, 6])),
         max_num_seqs=int(rng.choice([6, 64])),
         block_size=block_size,
         num_gpu_blocks=2 + int(longest * rng.uniform(1.0, 6.0) / block_size),
@@ -156,10 +175,11 @@ def crowded(seed: int) -> Case:
         watermark=float(rng.choice([0.0, 0.0, 0.3])),
         reserve_full_prompt=bool(rng.random() < 0.5),
     )
-    cluster = ClusterSpec((InstanceSpec("any", "any", engine=args, latency=latency(rng, True)),))
+    one = InstanceSpec("any", "any", engine=args, latency=latency(rng, True), lockstep=bool(rng.random() < 0.8))
+    cluster = ClusterSpec((one,))
     gaps = rng.exponential(float(rng.choice([5.0, 30.0])), count)
     trace = make_trace(
-        (np.cumsum(gaps * (rng.random(count) < 0.5)) * MS).astype(np.int64),
+        arrivals_ns(gaps * (rng.random(count) < 0.5), cluster.instances),
         prompts,
         outputs,
         priority=rng.integers(0, rng.choice([1, 2, 5]), count),

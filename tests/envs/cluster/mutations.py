@@ -28,6 +28,14 @@ RELEASED = """            self._references[block] -= 1
                 self._free[block] = None
                 if block not in self._content:"""
 VICTIM = f"return max(self.running, key=lambda request: {RANK})"
+SHARE = "min(self._wanted(request), self._share, budget)"
+FIRST_SHARE = "min(request.known - hit_tokens, self._share, budget)"
+OTHERS = "threshold > 0 and len(self.running) + len(self.waiting) > 1:"
+GIVEN = "                budget -= tokens\n            position += 1"
+FIRST_GIVEN = "plan.scheduled.append((request, tokens))\n            budget -= tokens\n"
+BUDGET = "budget = self.max_num_scheduled_tokens"
+ADMISSIONS = "self._admit_waiting(plan, budget)"
+UNUSED = "self.args.max_num_batched_tokens - self.max_num_scheduled_tokens"
 WATERMARK = "self.watermark_blocks if self.running else 0"
 
 MISTAKES: dict[str, Edits] = {
@@ -137,7 +145,57 @@ MISTAKES: dict[str, Edits] = {
     "a resumed request needs one whole chunk": [(FITS, f"if request.lost and tokens < request.known - hit_tokens:\n                return\n            {FITS}")],
     "a prompt needs one whole chunk": [(FITS, f"if tokens < request.known - hit_tokens:\n                return\n            {FITS}")],
     "max_num_seqs counts those with tokens": [("len(self.running) < self.max", "len(plan.scheduled) < self.max")],
+    "decodes cost nothing of the budget": [
+        (GIVEN, GIVEN.replace("tokens\n", "tokens if request.computed < request.prefill_end else 0\n"))
+    ],
+    "no threshold": [(OTHERS, "False:")],
+    "the threshold holds for a lone request": [(OTHERS, "threshold > 0:")],
+    "the threshold holds while others wait": [(OTHERS, "threshold > 0 and self.waiting:")],
+    "the threshold holds while others run": [(OTHERS, "threshold > 0 and len(self.running) > 1:")],
+    "the threshold holds for running requests only": [(FIRST_SHARE, "min(request.known - hit_tokens, budget)")],
+    "the threshold holds for admissions only": [(SHARE, "min(self._wanted(request), budget)")],
+    "the threshold does not hold for a resumed request": [
+        (FIRST_SHARE, FIRST_SHARE.replace("self._share", "budget if request.lost else self._share"))
+    ],
+    "the threshold counts the tokens hit": [
+        (FIRST_SHARE, FIRST_SHARE.replace("self._share", "max(1, self._share - hit_tokens)"))
+    ],
+    "the threshold is one for all admissions of a step": [
+        (FIRST_GIVEN, f"{FIRST_GIVEN}            self._share = max(1, self._share - tokens)\n")
+    ],
+    "the threshold is rounded to blocks": [
+        ("            return threshold\n", "            return max(1, threshold - threshold % self.args.block_size)\n")
+    ],
+    "a running request that is cut uses up what it wanted": [
+        (GIVEN, GIVEN.replace("tokens\n", "min(self._wanted(request), budget)\n"))
+    ],
+    "an admission that is cut uses up what it wanted": [
+        (FIRST_GIVEN, FIRST_GIVEN.replace("-= tokens", "-= min(request.known - hit_tokens, budget)"))
+    ],
+    "nobody is served behind a running request that is cut": [
+        (GIVEN, GIVEN.replace("tokens\n", "tokens\n                if tokens < self._wanted(request):\n                    return 0\n"))
+    ],
+    "nobody is admitted behind an admission that is cut": [
+        (FIRST_GIVEN, f"{FIRST_GIVEN}            if tokens < request.known - hit_tokens:\n                return\n")
+    ],
+    "a running request gets no less than the threshold": [
+        (SHARE, f"0 if budget < min(self._wanted(request), self._share) else {SHARE}")
+    ],
+    "the budget is all the room of an iteration": [
+        ("args.max_num_scheduled_tokens or args.max_num_batched_tokens", "args.max_num_batched_tokens")
+    ],
+    "admissions may use all the room of an iteration": [(ADMISSIONS, ADMISSIONS.replace("budget", f"budget + {UNUSED}"))],
+    "running requests may use all the room of an iteration": [
+        (BUDGET, "budget = self.args.max_num_batched_tokens"),
+        (ADMISSIONS, ADMISSIONS.replace("budget", f"budget - ({UNUSED})")),
+    ],
 }  # fmt: skip
+
+UNRECORDED = {  # every recorded case schedules what an iteration has room for
+    "the budget is all the room of an iteration",
+    "admissions may use all the room of an iteration",
+    "running requests may use all the room of an iteration",
+}
 
 
 def edit(source: str, old: str, new: str) -> str:

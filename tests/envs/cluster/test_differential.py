@@ -4,16 +4,32 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import differential
 import numpy as np
 import pytest
 from differential import Case
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
+from fleetgym.envs.cluster import spec
 from fleetgym.envs.cluster.engine import make_engine
 
 SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+
+
+def test_every_setting_is_varied():
+    seen: dict[str, set[Any]] = {name: set() for name in spec.SETTINGS}
+
+    @settings(SETTINGS, max_examples=100, database=None, derandomize=True, phases=[Phase.generate])
+    @given(differential.cases())
+    def collect(case: Case) -> None:
+        for instance in case.cluster.instances:
+            for name, values in seen.items():
+                values.add(getattr(instance.engine, name))
+
+    collect()
+    assert [name for name, values in seen.items() if len(values) < 2] == []
 
 
 @settings(SETTINGS, max_examples=100)

@@ -10,6 +10,8 @@ from places import DATA
 
 from fleetgym.envs.cluster.golden import (
     ReferenceReplay,
+    UnsupportedCaseError,
+    case_args,
     compare,
     expected_records,
     load_cases,
@@ -17,9 +19,11 @@ from fleetgym.envs.cluster.golden import (
     replay_file,
 )
 from fleetgym.envs.cluster.scheduler import Request, Scheduler
+from fleetgym.envs.cluster.spec import EngineArgs
 from fleetgym.envs.errors import UserError
 
 PUBLIC, IDLE_VICTIM = DATA / "golden_public.jsonl.gz", DATA / "golden_idle_victim.jsonl.gz"
+LONG_PREFILL = DATA / "golden_long_prefill.jsonl.gz"
 
 
 def write(path: Path, cases: list[dict]) -> Path:
@@ -56,6 +60,13 @@ def test_a_victim_ahead_moves_the_position_also_without_tokens():
     report = replay_file(IDLE_VICTIM)
     assert report.failures == []
     assert report.by_tag == {"idle_victim": [8, 8], "time_ties": [4, 4]}
+
+
+def test_prompts_over_the_threshold_advance_side_by_side():
+    report = replay_file(LONG_PREFILL)
+    assert report.failures == []
+    assert (report.matched, report.total, report.skipped) == (24, 24, 0)
+    assert report.by_tag["long_prefill"] == [24, 24]
 
 
 def test_merged_records_unroll_to_one_per_schedule_call():
@@ -99,11 +110,46 @@ def test_a_scheduler_that_never_ends_is_cut_off(monkeypatch):
 
 
 def test_a_case_with_an_unmodelled_mechanism_is_skipped_with_its_reason(tmp_path):
-    cases = copy.deepcopy(first_cases(2))
-    cases[1]["config"]["long_prefill_token_threshold"] = 8
-    report = replay_file(write(tmp_path / "two.gz", cases), ReferenceReplay)
-    assert (report.matched, report.total, report.skipped) == (1, 1, 1)
-    assert report.skips == [(cases[1]["seed"], "long_prefill_token_threshold is not modelled")]
+    cases = copy.deepcopy(first_cases(3))
+    cases[1]["config"]["num_lookahead_slots"] = 2
+    cases[2]["config"]["num_lookahead_slots"] = 0  # off
+    report = replay_file(write(tmp_path / "three.gz", cases), ReferenceReplay)
+    assert (report.matched, report.total, report.skipped) == (2, 2, 1)
+    assert report.skips == [(cases[1]["seed"], "num_lookahead_slots is not modelled")]
+
+
+def test_more_than_two_iterations_in_flight_are_not_modelled():
+    case = first_cases(1)[0]
+    case["config"]["depth"] = 3
+    with pytest.raises(UnsupportedCaseError, match="depth=3 is not modelled"):
+        case_args(case)
+
+
+def test_every_setting_of_a_case_is_read_by_its_name_or_by_the_field_it_stands_for():
+    case = first_cases(1)[0]
+    case["config"] = {
+        "policy": "priority",
+        "depth": 1,
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 7,
+        "max_model_len": 99,
+        "block_size": 4,
+        "num_gpu_blocks": 40,
+        "prefix_caching": True,
+        "watermark": 0.5,
+        "reserve_full_isl": False,
+        "long_prefill_token_threshold": 5,
+        "max_num_scheduled_tokens": 60,
+    }
+    assert case_args(case) == EngineArgs(64, 7, 60, 5, 99, 4, 40, True, False, "priority", 0.5, False)
+    for name in case["config"]:
+        lacking = copy.deepcopy(case)
+        del lacking["config"][name]
+        if name in ("long_prefill_token_threshold", "max_num_scheduled_tokens"):  # older files do not know them
+            assert getattr(case_args(lacking), name) == getattr(EngineArgs(), name)
+        else:
+            with pytest.raises(KeyError, match=name):
+                case_args(lacking)
 
 
 def test_a_file_that_is_no_golden_file_is_refused_by_name_and_line(tmp_path):
