@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fleetgym.envs.atomic import write_text
 from fleetgym.envs.workloads import lengths
 from fleetgym.envs.workloads.datasets import DATASETS, locate
 from fleetgym.envs.workloads.fit import arrival_quality, fit_profile, length_quality
@@ -54,7 +55,7 @@ def embed(name: str, profile: Profile, path: Path = PROFILES) -> None:
     """Put a profile among the embedded ones, in place of one of the same name."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known[name] = profile.to_json()
-    path.write_text(json.dumps(known, separators=(",", ":")).replace("],[", "],\n[") + "\n", encoding="utf-8")
+    write_text(path, json.dumps(known, separators=(",", ":")).replace("],[", "],\n[") + "\n")
     print(f"wrote {path}")
 
 

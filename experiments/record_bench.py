@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fleetgym.envs.atomic import write_text
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.textfile import read_text
 from fleetgym.envs.workloads.readers import whole_number
 from fleetgym.experiments.harness.failures import guard
-from fleetgym.experiments.report.files import write_text
 
 LISTS = ("start_times", "input_lens", "output_lens", "ttfts", "itls")
 _CLOCK_S = 60.0  # the client's clock says at least this, if one request's start is 0 because it never started

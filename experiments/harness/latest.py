@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fleetgym.envs.atomic import write_text
+
 LATEST = Path("outputs") / "latest"
 
 
 def remember_latest(name: str, checkpoint: Path) -> None:
     """Leave a pointer to the checkpoint of the latest training run called ``name``, below the current directory."""
-    LATEST.mkdir(parents=True, exist_ok=True)
-    (LATEST / name).write_text(f"{checkpoint}\n", encoding="utf-8")
+    write_text(LATEST / name, f"{checkpoint}\n")
 
 
 def latest_checkpoint(name: str) -> Path | None:
