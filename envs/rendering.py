@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fleetgym.envs.cluster.engine import SIGNAL_INDEX
+from fleetgym.envs.signals import SIGNAL_INDEX
 from fleetgym.envs.errors import UserError
 
 _RUNNING, _WAITING, _KV, _FREE = (0, 114, 178), (230, 159, 0), (0, 158, 115), (232, 232, 232)
