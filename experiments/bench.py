@@ -14,9 +14,9 @@ from fleetgym.experiments.benchmarks import environments, simulator, streaming
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, NotMeasuredError
 from fleetgym.experiments.benchmarks.page import draw, load_average, machine, page, print_results
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import cluster_spec, note_estimates
-from fleetgym.experiments.options import BenchOptions, read_options
-from fleetgym.experiments.run import RunFolder
+from fleetgym.experiments.harness.config import cluster_spec, note_estimates
+from fleetgym.experiments.harness.options import BenchOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder
 
 MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Figure]]] = {
     "kernel": simulator.kernel_over_reference,

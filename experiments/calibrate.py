@@ -12,9 +12,9 @@ from scipy.optimize import brentq  # type: ignore[import-untyped]
 
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.fidelity import Replay, replay_from
-from fleetgym.experiments.options import CalibrateOptions, read_options
-from fleetgym.experiments.run import RunFolder
+from fleetgym.experiments.fidelity.measured_replay import MeasuredReplay, replay_from
+from fleetgym.experiments.harness.options import CalibrateOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder
 from fleetgym.experiments.validate import print_errors, print_facts
 
 SMALLEST, LARGEST = 0.25, 4.0
@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> float | None:
     return None if error is None else abs(error)
 
 
-def halves(replay: Replay) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def halves(replay: MeasuredReplay) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Finished requests of the first and of the second half, by arrival.
 
     Raises
@@ -66,7 +66,7 @@ def halves(replay: Replay) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return finished & early, finished & ~early
 
 
-def fit_scale(replay: Replay, chosen: NDArray[np.bool_]) -> float:
+def fit_scale(replay: MeasuredReplay, chosen: NDArray[np.bool_]) -> float:
     """Find the scale at which the chosen requests' simulated mean TPOT equals the measured one.
 
     The scale multiplies iteration times, and TPOT is nothing but iteration times, while a queue amplifies their

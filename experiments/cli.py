@@ -125,7 +125,7 @@ def command(config_name: str) -> Callable[[Body], Callable[..., float | None]]:
                 return body(cfg)
             import hydra
 
-            from fleetgym.experiments.config import check_choices
+            from fleetgym.experiments.harness.config import check_choices
 
             run = hydra.main(version_base="1.3", config_path="pkg://fleetgym.conf", config_name=config_name)(task)
             # Otherwise Hydra prints errors in its own words and exits with 1.
@@ -166,7 +166,7 @@ def user_line(error: Exception, config_name: str | None = None) -> str | None:
         return f"error: {' '.join(str(error).split())}"
     if "omegaconf" not in sys.modules:
         return None
-    from fleetgym.experiments.config import explain
+    from fleetgym.experiments.harness.config import explain
 
     message = explain(error, config_name)
     return None if message is None else f"error: {message}"

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.workloads.data import DATASETS, Dataset, find_dataset, user_data_dir
+from fleetgym.envs.workloads.datasets import DATASETS, Dataset, find_dataset, user_data_dir
 
 CHUNK_BYTES = 1 << 16
 TIMEOUT_S = 30.0

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import note_estimates
-from fleetgym.experiments.options import EvaluateOptions, read_options
-from fleetgym.experiments.problem import make_policy, routing_problem
+from fleetgym.experiments.comparison.rollout import check_failure_s, run_policies
+from fleetgym.experiments.comparison.scenario import plan_windows
+from fleetgym.experiments.harness.config import note_estimates
+from fleetgym.experiments.harness.from_config import make_policy, routing_problem
+from fleetgym.experiments.harness.options import EvaluateOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder
 from fleetgym.experiments.report.tables import print_summary
-from fleetgym.experiments.rollout import check_failure_s, run_policies
-from fleetgym.experiments.run import RunFolder
-from fleetgym.experiments.scenario import plan_windows
 
 
 @command("evaluate")

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import plain
-from fleetgym.experiments.options import ExportOptions, read_options
-from fleetgym.experiments.run import RunFolder, git_state, versions
+from fleetgym.experiments.harness.config import plain
+from fleetgym.experiments.harness.options import ExportOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
 
 
 @command("export")

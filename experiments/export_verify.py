@@ -9,8 +9,8 @@ from fleetgym.agents.bundle_verify import TOLERANCE, verify
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.cli import CommandFailed, command
 from fleetgym.experiments.export import print_report
-from fleetgym.experiments.options import ExportVerifyOptions, read_options
-from fleetgym.experiments.run import RunFolder
+from fleetgym.experiments.harness.options import ExportVerifyOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder
 
 
 @command("export_verify")

@@ -24,8 +24,8 @@ from fleetgym.envs.cluster.golden import (
 )
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.options import GoldenOptions, read_options
-from fleetgym.experiments.run import RunFolder
+from fleetgym.experiments.harness.options import GoldenOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder
 
 SHOWN_CHARACTERS = 160
 

@@ -18,13 +18,13 @@ from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.routing.batch import RoutingConfig
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import note_estimates, plain
-from fleetgym.experiments.options import LeaderboardOptions, read_options
-from fleetgym.experiments.problem import exported, learned, make_policy, routing_problem
+from fleetgym.experiments.comparison.rollout import Episode, check_failure_s, run_policies
+from fleetgym.experiments.comparison.scenario import Scenario, Windows, plan_windows
+from fleetgym.experiments.harness.config import note_estimates, plain
+from fleetgym.experiments.harness.from_config import exported, learned, make_policy, routing_problem
+from fleetgym.experiments.harness.options import LeaderboardOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
 from fleetgym.experiments.report import print_table, write_leaderboard
-from fleetgym.experiments.rollout import Episode, check_failure_s, run_policies
-from fleetgym.experiments.run import RunFolder, git_state, versions
-from fleetgym.experiments.scenario import Scenario, Windows, plan_windows
 from fleetgym.experiments.train import latest_checkpoint
 
 DEFINING = ("env[=.]", "cluster[=.]", "workload[=.]", "slo[=.]", r"scenario\.")  # overrides that change a scenario

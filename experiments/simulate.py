@@ -9,14 +9,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import note_estimates
-from fleetgym.experiments.options import SimulateOptions, read_options
-from fleetgym.experiments.problem import make_policy, routing_problem
+from fleetgym.experiments.comparison.rollout import run_policies
+from fleetgym.experiments.comparison.scenario import Windows
+from fleetgym.experiments.harness.config import note_estimates
+from fleetgym.experiments.harness.from_config import make_policy, routing_problem
+from fleetgym.experiments.harness.options import SimulateOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder
 from fleetgym.experiments.report.plots import run_plots
 from fleetgym.experiments.report.tables import print_summary
-from fleetgym.experiments.rollout import run_policies
-from fleetgym.experiments.run import RunFolder
-from fleetgym.experiments.scenario import Windows
 
 
 @command("simulate")

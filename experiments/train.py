@@ -8,12 +8,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.config import note_estimates, plain, spec
-from fleetgym.experiments.options import TrainOptions, read_options
-from fleetgym.experiments.problem import routing_problem
-from fleetgym.experiments.rollout import check_failure_s
-from fleetgym.experiments.run import RunFolder, git_state, versions
-from fleetgym.experiments.scenario import Windows
+from fleetgym.experiments.comparison.rollout import check_failure_s
+from fleetgym.experiments.comparison.scenario import Windows
+from fleetgym.experiments.harness.config import note_estimates, plain, spec
+from fleetgym.experiments.harness.from_config import routing_problem
+from fleetgym.experiments.harness.options import TrainOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
 
 LATEST = Path("outputs") / "latest"
 
@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> float | None:
 
     from fleetgym.agents.factory import AgentSpec
     from fleetgym.agents.training import TrainSpec, check_fit, check_resume, train
-    from fleetgym.experiments.loggers import check_logger, make_logger, sb3_logger
+    from fleetgym.experiments.harness.loggers import check_logger, make_logger, sb3_logger
     from fleetgym.experiments.report.plots import training_curve
 
     options = read_options(TrainOptions, cfg)

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fleetgym.experiments.cli import command
-from fleetgym.experiments.fidelity import METRICS, STATISTICS, ErrorTable, Replay, replay_from
-from fleetgym.experiments.options import ValidateOptions, read_options
-from fleetgym.experiments.report.validation_page import write_validation
-from fleetgym.experiments.run import RunFolder
+from fleetgym.experiments.fidelity.measured_replay import METRICS, STATISTICS, ErrorTable, MeasuredReplay, replay_from
+from fleetgym.experiments.fidelity.page import write_validation
+from fleetgym.experiments.harness.options import ValidateOptions, read_options
+from fleetgym.experiments.harness.run_folder import RunFolder
 
 
 @command("validate")
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> float | None:
     return None if error is None else abs(error)
 
 
-def load_times(replay: Replay) -> np.ndarray[Any, np.dtype[np.float64]]:
+def load_times(replay: MeasuredReplay) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the ticks of ``timeseries.csv``, else one per second of the measured run."""
     series = replay.run.timeseries
     if series is not None and len(series.t_s):
@@ -62,7 +62,7 @@ def print_errors(errors: ErrorTable, console: Console, title: str) -> None:
     console.print(grid)
 
 
-def print_facts(replay: Replay) -> None:
+def print_facts(replay: MeasuredReplay) -> None:
     """Print the instance, its settings with their origin, and the notes."""
     row = replay.instance.row
     kind = "no catalogue row, composed:" if row.estimate else "catalogue row"

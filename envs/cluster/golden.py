@@ -17,12 +17,25 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fleetgym.envs.cluster.scheduler import Request, Scheduler, StepPlan
-from fleetgym.envs.cluster.spec import EngineArgs
+from fleetgym.envs.cluster.spec import SETTINGS, EngineArgs
+from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.textfile import text_lines
 
 REQUIRED_KEYS = {
     "seed", "tags", "config", "requests", "trace", "steps", "end", "preemptions", "final_free_blocks",
+}  # fmt: skip
+
+# Where the file names a setting otherwise than `EngineArgs`; ``depth`` counts the iterations in flight.
+FIELD_OF = {
+    "policy": "scheduling_policy",
+    "prefix_caching": "enable_prefix_caching",
+    "reserve_full_isl": "reserve_full_prompt",
+    "depth": "async_scheduling",
+}
+DEPTHS = {1: False, 2: True}
+REQUIRED_SETTINGS = {
+    "max_num_batched_tokens", "max_num_seqs", "max_model_len", "block_size", "num_gpu_blocks", "watermark", *FIELD_OF,
 }  # fmt: skip
 
 Case = Mapping[str, Any]
@@ -79,7 +92,7 @@ class Record(NamedTuple):
 
 
 @dataclass
-class Replay:
+class ScheduleReplay:
     """All that a replay of one case can be compared by."""
 
     records: list[Record] = field(default_factory=list)
@@ -167,26 +180,38 @@ class ReferenceReplay:
 def case_args(case: Case) -> EngineArgs:
     """Scheduler settings of a case.
 
+    Parameters
+    ----------
+    case : mapping
+        A line of a golden file; only ``config`` is read. A setting that `EngineArgs` has is taken by its name, or by
+        the one that `FIELD_OF` gives it; what it does not have must be off (0, false or null).
+
     Raises
     ------
     UnsupportedCaseError
         The case uses a mechanism that is not modelled.
+    KeyError
+        A setting that every recorded case states is missing.
+    UserError
+        A value that no scheduler takes.
     """
     config = case["config"]
-    if config.get("long_prefill_token_threshold", 0):
-        raise UnsupportedCaseError("long_prefill_token_threshold is not modelled")
-    return EngineArgs(
-        max_num_batched_tokens=config["max_num_batched_tokens"],
-        max_num_seqs=config["max_num_seqs"],
-        max_model_len=config["max_model_len"],
-        block_size=config["block_size"],
-        num_gpu_blocks=config["num_gpu_blocks"],
-        enable_prefix_caching=config["prefix_caching"],
-        async_scheduling=config["depth"] == 2,
-        scheduling_policy=config["policy"],
-        watermark=config["watermark"],
-        reserve_full_prompt=config["reserve_full_isl"],
-    )
+    for name in sorted(REQUIRED_SETTINGS - set(config)):
+        raise KeyError(name)
+    values = {}
+    for name, value in config.items():
+        field_name = FIELD_OF.get(name, name)
+        if field_name in SETTINGS:
+            values[field_name] = _in_flight(value) if name == "depth" else value
+        elif value:
+            raise UnsupportedCaseError(f"{name} is not modelled")
+    return build(EngineArgs, values, "config")
+
+
+def _in_flight(depth: object) -> bool:
+    if depth not in DEPTHS:
+        raise UnsupportedCaseError(f"depth={depth!r} is not modelled: 1 or 2 iterations are in flight")
+    return DEPTHS[depth]
 
 
 def case_request(case: Case, index: int) -> Request:
@@ -196,12 +221,12 @@ def case_request(case: Case, index: int) -> Request:
     return Request(index, row["prompt"], row["output"], row.get("prio", 0), row.get("t", 0), chain)
 
 
-def replay(case: Case, make_scheduler: Callable[[Case], GoldenScheduler] = ReferenceReplay) -> Replay:
+def replay(case: Case, make_scheduler: Callable[[Case], GoldenScheduler] = ReferenceReplay) -> ScheduleReplay:
     """Drive a scheduler through a case, in the order of calls in which the file was recorded."""
     scheduler = make_scheduler(case)
     depth, arrivals = case["config"]["depth"], [row["step"] for row in case["requests"]]
     pending = deque(sorted(range(len(arrivals)), key=lambda index: (arrivals[index], index)))
-    out = Replay(unfinished=list(range(len(arrivals))), preemptions=[0] * len(arrivals))
+    out = ScheduleReplay(unfinished=list(range(len(arrivals))), preemptions=[0] * len(arrivals))
     flight: deque[bool] = deque()  # whether each output in flight is empty
     k = 0
     while True:
@@ -251,7 +276,7 @@ def expected_records(case: Case) -> Iterator[Record]:
             )
 
 
-def compare(case: Case, got: Replay) -> Difference | None:
+def compare(case: Case, got: ScheduleReplay) -> Difference | None:
     """Give the first field in which a replay differs from the recorded case, or None."""
 
     def difference(step: int, name: str, expected: object, value: object) -> Difference:

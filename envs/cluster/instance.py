@@ -246,8 +246,7 @@ class Instance:
         cacheful of work always returns a token; empty iterations count as one token each.
         """
         self._tokens_without_progress += max(1, iteration.tokens)
-        limit = 4 * (self.hardware.kv_capacity_tokens + self.spec.dp * self.spec.max_num_batched_tokens) + 1000
-        if self._tokens_without_progress > limit:
+        if self._tokens_without_progress > self.spec.stall_limit_tokens:
             rank = next(rank for rank in self.ranks if rank.has_work)
             request = (rank.running + rank.waiting)[0]
             raise LivelockError(

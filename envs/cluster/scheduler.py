@@ -133,13 +133,14 @@ class Scheduler:
         if args.max_num_batched_tokens is None or args.max_num_seqs is None:
             raise ValueError(f"{args}: only an InstanceSpec knows the GPU's defaults; take its engine")
         self.args = args
-        self.max_num_batched_tokens = args.max_num_batched_tokens
+        self.max_num_scheduled_tokens = args.max_num_scheduled_tokens or args.max_num_batched_tokens
         self.max_num_seqs = args.max_num_seqs
         self.max_model_len = max_model_len
         self.watermark_blocks = int(args.watermark * num_gpu_blocks)
         self.pool = BlockPool(num_gpu_blocks)
         self.running: list[Request] = []
         self.waiting: list[Request] = []
+        self._share = self.max_num_scheduled_tokens
 
     @property
     def has_work(self) -> bool:
@@ -156,6 +157,7 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Compose the next iteration: running requests first, then, if nobody was preempted, waiting ones."""
         plan = StepPlan()
+        self._share = self._largest_share()
         budget = self._schedule_running(plan)
         if not plan.preempted:
             self._admit_waiting(plan, budget)
@@ -176,13 +178,20 @@ class Scheduler:
                 self._finish(request)
         return plan.samples
 
+    def _largest_share(self) -> int:
+        """Tokens that one request gets in this iteration at most; a lone request is not held back."""
+        threshold = self.args.long_prefill_token_threshold
+        if threshold > 0 and len(self.running) + len(self.waiting) > 1:
+            return threshold
+        return self.max_num_scheduled_tokens
+
     def _schedule_running(self, plan: StepPlan) -> int:
         """Give each running request its tokens, in order of admission; return the budget left."""
-        budget = self.max_num_batched_tokens
+        budget = self.max_num_scheduled_tokens
         position = 0
         while position < len(self.running) and budget > 0:
             request = self.running[position]
-            tokens = min(self._wanted(request), budget)
+            tokens = min(self._wanted(request), self._share, budget)
             while tokens > 0 and not self._grow(request, tokens):
                 victim = self._choose_victim()
                 # A victim ahead moves up everybody behind it, even one that had no tokens (its last is in flight).
@@ -250,7 +259,7 @@ class Scheduler:
             request = self.waiting[0]
             hits = self._lookup(request)
             hit_tokens = len(hits) * self.args.block_size
-            tokens = min(request.known - hit_tokens, budget)
+            tokens = min(request.known - hit_tokens, self._share, budget)
             if not self._fits(request, hits, hit_tokens + tokens):
                 return  # nobody behind the head is tried
             self.waiting.pop(0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from fleetgym.envs.cluster.latency import (
@@ -36,6 +38,12 @@ class EngineArgs:
         Token budget of one iteration; None: what ``vllm serve`` takes on the GPU, see `EngineArgs.on`.
     max_num_seqs : int or None
         Requests in the running list at most; None likewise, but never more than the token budget.
+    max_num_scheduled_tokens : int or None
+        Tokens that the scheduler gives out in one iteration, where that is less than the model runner could take (vLLM
+        keeps the rest for speculative tokens); None: ``max_num_batched_tokens``.
+    long_prefill_token_threshold : int
+        Tokens that one request gets in an iteration at most, so that several prompts advance side by side; 0: no
+        limit. Not applied while a request is alone.
     max_model_len : int or None
         Longest prompt + output in tokens; None: as many as the KV cache holds.
     block_size : int
@@ -59,6 +67,8 @@ class EngineArgs:
 
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
+    max_num_scheduled_tokens: int | None = None
+    long_prefill_token_threshold: int = 0
     max_model_len: int | None = None
     block_size: int = 16
     num_gpu_blocks: int | None = None
@@ -74,6 +84,8 @@ class EngineArgs:
             _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
         if self.max_num_seqs is not None:
             _at_least("max_num_seqs", self.max_num_seqs, 1)
+        self._check_scheduled_tokens()
+        _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
         _at_least("block_size", self.block_size, 1)
         if self.max_model_len is not None:
             _at_least("max_model_len", self.max_model_len, 2)
@@ -84,13 +96,37 @@ class EngineArgs:
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise UserError(f"scheduling_policy={self.scheduling_policy!r}: allowed: fcfs, priority")
 
+    def _check_scheduled_tokens(self) -> None:
+        scheduled, batched = self.max_num_scheduled_tokens, self.max_num_batched_tokens
+        if scheduled is None:
+            return
+        _at_least("max_num_scheduled_tokens", scheduled, 1)
+        if batched is not None and scheduled > batched:
+            raise UserError(
+                f"max_num_scheduled_tokens={scheduled}: must be at most max_num_batched_tokens={batched}, what one "
+                "iteration has room for"
+            )
+
+    @property
+    def needs_exact_path(self) -> bool:
+        """Whether a mechanism that is on wants every iteration composed request by request.
+
+        The kernel then neither keeps decodes in lock step nor repeats decode iterations in a tight loop.
+        """
+        return self.long_prefill_token_threshold > 0
+
     def on(self, gpu: str) -> EngineArgs:
         """Return these settings on a GPU: what is None and depends on the GPU becomes vLLM's default there.
+
+        Parameters
+        ----------
+        gpu : str
+            As in the catalogue, ``RTX4090``.
 
         Raises
         ------
         UserError
-            The default is needed and the GPU's memory is not known.
+            The default is needed and the GPU's memory is not known, or ``max_num_scheduled_tokens`` exceeds it.
         """
         if self.max_num_batched_tokens is not None and self.max_num_seqs is not None:
             return self
@@ -101,6 +137,28 @@ class EngineArgs:
             max_num_batched_tokens=tokens,
             max_num_seqs=self.max_num_seqs or min(defaults.max_num_seqs, tokens),
         )
+
+
+SETTINGS = tuple(setting.name for setting in fields(EngineArgs))
+SERVER_SETTINGS = tuple(name for name in SETTINGS if name != "num_gpu_blocks")  # a server finds that one out by itself
+
+
+def settings_table() -> str:
+    """`EngineArgs` as the table of settings of ``docs/fidelity.md``: names, defaults, and what its docstring says."""
+    entries = re.findall(
+        r"^(\w+(?:, \w+)*) : .*\n((?:(?: {4}.*)?\n?)*)", inspect.getdoc(EngineArgs) or "", re.MULTILINE
+    )
+    meaning = {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+    rows = (
+        f"| `{setting.name}` | {_yaml(setting.default)} | {meaning[setting.name].replace('``', '`').replace('None', 'null')} |\n"
+        for setting in fields(EngineArgs)
+    )
+    return "| setting | default | meaning |\n| --- | --- | --- |\n" + "".join(rows)
+
+
+def _yaml(value: object) -> str:
+    """A default as it is written in a config."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
@@ -126,6 +184,9 @@ class InstanceSpec:
         Here resolved: where the GPU decides, None has become vLLM's default for it.
     latency : LatencyModel or None
         Replaces the catalogue row's coefficients.
+    lockstep : bool
+        False: every iteration is composed request by request. The same results, slower: for measurements of that
+        path alone. The reference engine has no other.
     """
 
     gpu: str
@@ -138,6 +199,7 @@ class InstanceSpec:
     latency_scale: float = 1.0
     engine: EngineArgs = field(default_factory=EngineArgs)
     latency: LatencyModel | None = None
+    lockstep: bool = True
 
     def __post_init__(self) -> None:
         _at_least("tp", self.tp, 1)
@@ -182,9 +244,14 @@ class InstanceSpec:
 
     @property
     def max_num_batched_tokens(self) -> int:
-        """Token budget of one iteration on one rank."""
+        """Tokens that one iteration has room for on one rank."""
         assert self.engine.max_num_batched_tokens is not None
         return self.engine.max_num_batched_tokens
+
+    @property
+    def max_num_scheduled_tokens(self) -> int:
+        """Token budget of one iteration on one rank."""
+        return self.engine.max_num_scheduled_tokens or self.max_num_batched_tokens
 
     @property
     def max_num_seqs(self) -> int:
@@ -210,17 +277,28 @@ class InstanceSpec:
         return self.engine.max_model_len or self.kv_capacity_tokens
 
     @property
+    def exact_path(self) -> bool:
+        """Whether every iteration is composed request by request."""
+        return not self.lockstep or self.engine.needs_exact_path
+
+    @property
+    def stall_limit_tokens(self) -> int:
+        """Computed tokens without a single one returned after which nothing can come any more, all ranks together."""
+        return 4 * self.dp * (self.kv_capacity_tokens + self.max_num_batched_tokens) + 1000
+
+    @property
     def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens per second of one full, prefill-only iteration, all ranks together."""
-        tokens = self.max_num_batched_tokens
+        """Prompt tokens per second of one prefill-only iteration that uses its whole budget, all ranks together."""
+        tokens = self.max_num_scheduled_tokens
         tables = self.tables()
-        seconds = iteration_seconds(tables, 0, tokens, 0, tokens * (tokens + 1)) + tables.moe_s[-1]
+        seconds = iteration_seconds(tables, 0, tokens, 0, tokens * (tokens + 1))
+        seconds += tables.moe_s[self.dp * (tokens + 1) - 1]
         return self.dp * tokens / float(seconds)
 
     @property
     def decode_tokens_per_s(self) -> float:
         """Output tokens per second of a decode iteration of 32 sequences of 1,024 tokens, all ranks together."""
-        batch = min(32, self.max_num_seqs, self.max_num_batched_tokens)
+        batch = min(32, self.max_num_seqs, self.max_num_scheduled_tokens)
         tables = self.tables()
         moe = tables.moe_s[min(self.dp * batch, len(tables.moe_s) - 1)]
         return self.dp * batch / float(iteration_seconds(tables, batch, 0, batch * 1024, 0) + moe)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from fleetgym.envs.cluster.requests import Trace
-from fleetgym.envs.config import build
-from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.blocks import ChainBlocks
 
 WindowKind = Literal["recorded", "generated", "bootstrap"]
@@ -129,34 +127,3 @@ class Workload(ABC):
             return self.mean_rate_rps
         low, high = self.rate_scale_range
         return self.mean_rate_rps * math.exp(rng.uniform(math.log(low), math.log(high)))
-
-
-def workload_kinds() -> dict[str, type[Workload]]:
-    """Return the workload classes by the name that configs use."""
-    # Imported here because each of these modules needs `Workload` from this one.
-    from fleetgym.envs.workloads.replay import Azure, Jsonl, Mooncake
-    from fleetgym.envs.workloads.synthetic import Synthetic
-
-    return {"synthetic": Synthetic, "azure": Azure, "mooncake": Mooncake, "jsonl": Jsonl}
-
-
-def make_workload(values: Mapping[str, Any], where: str = "workload") -> Workload:
-    """Build the workload that ``values["kind"]`` names; a trace file is read at first use only.
-
-    Parameters
-    ----------
-    values : Mapping[str, Any]
-        ``kind`` and that kind's fields, as in ``conf/workload``.
-    where : str
-        Path shown in messages.
-
-    Raises
-    ------
-    UserError
-        Unknown kind (near matches are listed), unknown field, or an impossible value.
-    """
-    kinds = workload_kinds()
-    kind = values.get("kind") if isinstance(values, Mapping) else None
-    if not isinstance(kind, str) or kind not in kinds:
-        raise UserError(f"{where}.kind={kind!r}: unknown{did_you_mean(kind, kinds)}")
-    return build(kinds[kind], values, where)

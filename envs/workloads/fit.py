@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.arrivals import Arrivals
-from fleetgym.envs.workloads.data import DATASETS, locate
+from fleetgym.envs.workloads.datasets import DATASETS, locate
 from fleetgym.envs.workloads.lengths import PROFILE_FILE, Lengths, Profile
 from fleetgym.envs.workloads.readers import read_azure
 

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.run import replacing
+from fleetgym.experiments.harness.run_folder import replacing
 
 
 @contextmanager
 def atomic(target: Path) -> Iterator[Path]:
-    """Do as `fleetgym.experiments.run.replacing`, with an error for the user.
+    """Do as `fleetgym.experiments.harness.run_folder.replacing`, with an error for the user.
 
     Raises
     ------

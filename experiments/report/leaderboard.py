@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fleetgym.experiments.harness.run_folder import versions as installed_versions
 from fleetgym.experiments.report.leaderboard_page import write_page
 from fleetgym.experiments.report.plots import attainment_plot, leaderboard_plot
 from fleetgym.experiments.report.tables import LeaderboardTable, Row, build_table, write_csv, write_json
-from fleetgym.experiments.run import versions as installed_versions
 
 
 def write_leaderboard(

@@ -11,10 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fleetgym.experiments.harness.run_folder import jsonable
 from fleetgym.experiments.report import svg
 from fleetgym.experiments.report.files import write_text
 from fleetgym.experiments.report.tables import COLUMNS, Column, Entry, LeaderboardTable, number, show_change
-from fleetgym.experiments.run import jsonable
 
 SCATTER_X = "ttft_charged_s.p90"
 

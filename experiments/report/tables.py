@@ -17,7 +17,7 @@ from rich.table import Table
 
 from fleetgym.envs.cluster.metrics import SLO_SCALES, find_ranking
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.intervals import (
+from fleetgym.experiments.comparison.intervals import (
     MIN_WINDOWS,
     Interval,
     Scores,
@@ -26,8 +26,8 @@ from fleetgym.experiments.intervals import (
     places,
     relative_change,
 )
+from fleetgym.experiments.harness.run_folder import jsonable
 from fleetgym.experiments.report.files import write_text
-from fleetgym.experiments.run import jsonable
 
 Row = Mapping[str, Any]
 

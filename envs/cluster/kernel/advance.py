@@ -82,7 +82,7 @@ def cruise(u: Unit, until: int) -> Any:
     inst, spec = u.inst, u.spec
     n = inst["n"]
     idle_queue = inst["waiting"] == 0 or inst["blocked"]
-    if not (inst["lockstep"] and idle_queue and inst["partial"] < 0 and 0 < n <= spec["max_tokens"]):
+    if not (inst["lockstep"] and idle_queue and inst["partial"] < 0 and 0 < n <= spec["max_num_scheduled_tokens"]):
         return 0
     front, depth = inst["front"], spec["depth"]
     back = front ^ (depth - 1)
@@ -93,7 +93,7 @@ def cruise(u: Unit, until: int) -> Any:
     start1, end1, n1 = inst["start_ns"][back], inst["end_ns"][back], inst["bulk"][back]
     if end1 == EMPTY:
         return 0
-    size, caching, kd = spec["block_size"], spec["caching"], spec["kd"]
+    size, caching, kd = spec["block_size"], spec["enable_prefix_caching"], spec["kd"]
     # What running requests register may be a hit of the queue's head, which then fits before anybody finishes.
     waiting = inst["waiting"] > 0
     free = spec["usable"] - inst["used"]

@@ -42,7 +42,7 @@ def dispatch(st: State, b: int, i: int) -> None:
     inst["dispatched"] += 1
     inst["dispatch_ns"] = now
     spec = st.spec[inst["spec"]]
-    if row["prompt"] + row["output"] > spec["max_len"]:
+    if row["prompt"] + row["output"] > spec["max_model_len"]:
         row["state"] = REFUSED
         inst["rejected"] += 1
         env["rejected"] += 1
@@ -120,7 +120,7 @@ def observe(st: State, b: int) -> None:
     for i in range(st.mask.shape[1]):
         inst = st.inst[b, i]
         spec = st.spec[inst["spec"]]
-        st.mask[b, i] = inst["available"] and prompt + 1 <= spec["max_len"]
+        st.mask[b, i] = inst["available"] and prompt + 1 <= spec["max_model_len"]
         fitting += st.mask[b, i]
         if not inst["available"]:
             st.obs[b, i] = 0.0
@@ -245,6 +245,6 @@ def begin(st: State, b: int) -> None:
         inst["run_head"] = inst["run_tail"] = NONE
         inst["wait_head"] = inst["wait_tail"] = NONE
         spec = st.spec[inst["spec"]]
-        if spec["caching"]:
+        if spec["enable_prefix_caching"]:
             clear(st.extents[b, i], st.copies[b, i])
     observe(st, b)

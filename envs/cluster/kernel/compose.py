@@ -17,7 +17,7 @@ def decode_all(u: Unit, slot: int) -> None:
     clock = inst["clock"]
     begins = class_at(u, clock)
     inst["used"] += u.classes[begins]
-    if u.spec["caching"]:
+    if u.spec["enable_prefix_caching"]:
         register_decodes(u, begins, class_at(u, clock + 1), clock, tokens_in_flight(u))
     inst["decodes"][slot] = inst["n"]
     inst["bulk"][slot] = inst["n"]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import GAP_BINS, Engine
 from fleetgym.envs.cluster.kernel import handle
+from fleetgym.envs.cluster.kernel.spec_row import SPEC, spec_row
 from fleetgym.envs.cluster.kernel.state import (
     CHAIN,
     CLUSTER,
@@ -19,7 +20,6 @@ from fleetgym.envs.cluster.kernel.state import (
     NONE,
     REFUSED,
     REQUEST,
-    SPEC,
     State,
 )
 from fleetgym.envs.cluster.kernel.totals import episode_totals
@@ -95,7 +95,7 @@ class KernelEngine(Engine):
             classes=np.zeros((*shape, block_size), np.int32),
             heap=np.zeros((*shape, max(spec.max_num_seqs for spec in specs) + 1), np.int64),
             gaps=np.zeros((batch, GAP_BINS), np.uint32),
-            spec=np.array([_spec_row(spec) for spec in specs], SPEC),
+            spec=np.array([spec_row(spec) for spec in specs], SPEC),
             tables=_stack_tables(specs),
             obs=self.obs,
             mask=self.mask,
@@ -291,31 +291,6 @@ class KernelEngine(Engine):
             if row.ndim > 1:
                 target = target[..., : row.shape[-1]]
             target[...] = row
-
-
-def _spec_row(spec: InstanceSpec) -> tuple[float, ...]:
-    """One SPEC row."""
-    args, tables = spec.engine, spec.tables()
-    row = {
-        "depth": 2 if args.async_scheduling else 1,
-        "max_tokens": spec.max_num_batched_tokens,
-        "max_seqs": spec.max_num_seqs,
-        "max_len": min(spec.max_model_len, spec.kv_capacity_tokens),
-        "block_size": args.block_size,
-        "usable": spec.num_gpu_blocks - 1,
-        "watermark": int(args.watermark * spec.num_gpu_blocks),
-        "reserve": args.reserve_full_prompt,
-        "by_priority": args.scheduling_policy == "priority",
-        "caching": args.enable_prefix_caching,
-        "stall_limit": 4 * spec.dp * (spec.kv_capacity_tokens + spec.max_num_batched_tokens) + 1000,
-        "dp": spec.dp,
-        "group_blocks": spec.dp * (spec.num_gpu_blocks - 1),
-        "kv_capacity_tokens": spec.dp * spec.kv_capacity_tokens,
-        "prefill_tokens_per_s": spec.prefill_tokens_per_s,
-        "decode_tokens_per_s": spec.decode_tokens_per_s,
-        **{name: getattr(tables, name) for name in ("kd", "km", "a", "sm", "om")},
-    }
-    return tuple(row[name] for name in SPEC.names or ())
 
 
 def _rank_rows(kinds: NDArray[np.int64], dp: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

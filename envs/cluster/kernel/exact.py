@@ -9,6 +9,7 @@ from fleetgym.envs.cluster.kernel.compose import prefill, sample
 from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import enqueue, running_remove
 from fleetgym.envs.cluster.kernel.lockstep import loosen, relock
+from fleetgym.envs.cluster.kernel.spec_row import PRIORITY
 from fleetgym.envs.cluster.kernel.state import LAST, LOOSE, NONE, PREFILL, TOKEN, WAITING, Unit
 from fleetgym.envs.cluster.kernel.tokens import PREEMPTED, computed_tokens, give_blocks, known_tokens, log, take_blocks
 
@@ -21,7 +22,7 @@ def schedule_exact(u: Unit, slot: int) -> tuple[int, bool]:
     """
     inst, req = u.inst, u.req
     loosen(u)
-    budget = u.spec["max_tokens"]
+    budget = u.spec["max_num_scheduled_tokens"]
     preempted = False
     r = inst["run_head"]
     while r >= 0 and budget > 0:
@@ -73,7 +74,7 @@ def commit(u: Unit, slot: int) -> None:
 def choose_victim(u: Unit) -> Any:
     """Whom to preempt: the latest admitted, or the least important by (priority, arrival), the first of equals."""
     req = u.req
-    if not u.spec["by_priority"]:
+    if u.spec["scheduling_policy"] != PRIORITY:
         return u.inst["run_tail"]
     best = r = u.inst["run_head"]
     while r >= 0:

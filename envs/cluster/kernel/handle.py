@@ -17,7 +17,8 @@ from numba.extending import intrinsic
 
 from fleetgym.envs.cluster.kernel import cluster
 from fleetgym.envs.cluster.kernel.jit import jit
-from fleetgym.envs.cluster.kernel.state import CHAIN, CLUSTER, EXTENT, INSTANCE, REQUEST, SPEC, Array, State
+from fleetgym.envs.cluster.kernel.spec_row import SPEC
+from fleetgym.envs.cluster.kernel.state import CHAIN, CLUSTER, EXTENT, INSTANCE, REQUEST, Array, State
 from fleetgym.envs.cluster.segments import LINK_DTYPE
 
 carray: Any = numba.carray  # type: ignore[attr-defined]

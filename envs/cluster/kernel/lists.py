@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster.kernel.spec_row import PRIORITY
 from fleetgym.envs.cluster.kernel.state import NONE, Array, Unit
 
 
@@ -88,7 +89,7 @@ def enqueue(u: Unit, r: int, preempted: bool) -> None:
     """Queue ``r``: by rank with the priority policy, else at the end, a preempted one at the front."""
     inst = u.inst
     before = inst["wait_tail"]
-    if u.spec["by_priority"]:
+    if u.spec["scheduling_policy"] == PRIORITY:
         while before >= 0 and goes_before(u.req, r, before):
             before = u.req[before]["previous"]
         inst["blocked"] = 0

@@ -16,6 +16,7 @@ from typing import Any
 from fleetgym.envs.cluster.kernel.blocks import register_up_to
 from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.lists import heap_pop, heap_push, note
+from fleetgym.envs.cluster.kernel.spec_row import PRIORITY
 from fleetgym.envs.cluster.kernel.state import DECODE, EMPTY, FINISH, LAST, LOOSE, NONE, TOKEN, Unit
 
 INDEX_BITS = 28
@@ -71,7 +72,7 @@ def enter(u: Unit, r: int) -> None:
     row["sampled"] -= inst["clock"]
     row["state"] = DECODE
     u.classes[block_class(u, r)] += 1
-    if u.spec["caching"]:
+    if u.spec["enable_prefix_caching"]:
         u.chain[r]["next_member"] = NONE
         if u.chain[r]["link"] < u.chain[r]["link_count"]:
             add_member(u, r)
@@ -94,7 +95,7 @@ def retire(u: Unit, slot: int) -> None:
         count += 1
         row = u.req[r]
         u.classes[block_class(u, r)] -= 1
-        if u.spec["caching"] and u.chain[r]["next_member"] != NONE:
+        if u.spec["enable_prefix_caching"] and u.chain[r]["next_member"] != NONE:
             remove_member(u, r)
         row["sampled"] = row["output"]
         row["state"] = LAST
@@ -103,7 +104,7 @@ def retire(u: Unit, slot: int) -> None:
         note(u, slot, r, FINISH)
     inst["heap"] = size
     inst["n"] -= count
-    if count > 1 and u.spec["by_priority"]:
+    if count > 1 and u.spec["scheduling_policy"] == PRIORITY:
         sort_by_admission(u, slot)
 
 
@@ -139,7 +140,7 @@ def loosen(u: Unit) -> None:
         row = req[r]
         if row["state"] == DECODE:
             u.classes[block_class(u, r)] = 0
-            if u.spec["caching"]:
+            if u.spec["enable_prefix_caching"]:
                 u.members[block_class(u, r)] = 0
                 register_up_to(u, r, row["prompt"] + row["sampled"] + inst["clock"] - 1 - bulk)
             row["sampled"] += inst["clock"]

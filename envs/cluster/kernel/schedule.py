@@ -32,7 +32,7 @@ def schedule(u: Unit, now: int) -> bool:
     inst["step_pairs"] = 0
     count_blocks(u, now)
     preempted = False
-    budget = spec["max_tokens"] - inst["n"]
+    budget = spec["max_num_scheduled_tokens"] - inst["n"]
     chunk = needed = past = 0
     partial = inst["partial"]
     if partial >= 0:
@@ -92,23 +92,23 @@ def admit(u: Unit, slot: int, now: int, budget: int) -> None:
     """Admit from the head of the queue while budget, sequences and blocks last."""
     inst, spec = u.inst, u.spec
     size = spec["block_size"]
-    while inst["waiting"] > 0 and budget > 0 and inst["running"] < spec["max_seqs"]:
+    while inst["waiting"] > 0 and budget > 0 and inst["running"] < spec["max_num_seqs"]:
         r = inst["wait_head"]
         known = known_tokens(u, r)
         hits = free_hits = 0
-        if spec["caching"]:
+        if spec["enable_prefix_caching"]:
             hits, free_hits = lookup(u, r, known)
         past = hits * size
         chunk = min(known - past, budget)
-        needed = blocks_for(known if spec["reserve"] else past + chunk, size) - hits + free_hits
+        needed = blocks_for(known if spec["reserve_full_prompt"] else past + chunk, size) - hits + free_hits
         if inst["running"] > 0:
-            needed += spec["watermark"]
+            needed += spec["watermark_blocks"]
         if needed > spec["usable"] - inst["used"]:
             break
         waiting_remove(u, r)
         running_append(u, r)
         start(u, r, now, past)
-        if spec["caching"]:
+        if spec["enable_prefix_caching"]:
             share(u, r, hits)
         take_blocks(u, r, past, past + chunk, known)
         prefill(u, slot, r, past, chunk)
@@ -122,7 +122,7 @@ def start(u: Unit, r: int, now: int, hit_tokens: int) -> None:
     row = u.req[r]
     if row["scheduled_ns"] < 0:
         row["scheduled_ns"] = now
-        if u.spec["caching"]:
+        if u.spec["enable_prefix_caching"]:
             u.chain[r]["cached"] = hit_tokens
     if row["lost"] > 0:
         again = max(0, row["lost"] - hit_tokens)

@@ -144,33 +144,6 @@ CLUSTER = np.dtype(
     align=True,
 )
 
-SPEC = np.dtype(
-    [
-        ("depth", np.int64),
-        ("max_tokens", np.int64),
-        ("max_seqs", np.int64),
-        ("max_len", np.int64),
-        ("block_size", np.int64),
-        ("usable", np.int64),
-        ("watermark", np.int64),
-        ("reserve", np.int64),
-        ("by_priority", np.int64),
-        ("caching", np.int64),
-        ("stall_limit", np.int64),
-        ("kd", np.float64),
-        ("km", np.float64),
-        ("a", np.float64),
-        ("sm", np.float64),
-        ("om", np.float64),
-        ("kv_capacity_tokens", np.float64),
-        ("prefill_tokens_per_s", np.float64),
-        ("decode_tokens_per_s", np.float64),
-        ("dp", np.int64),
-        ("group_blocks", np.int64),  # usable KV blocks of all ranks
-    ],
-    align=True,
-)
-
 EXTENT = np.dtype(  # see `fleetgym.envs.cluster.kernel.extents`; 0 is "none" in every link
     [
         ("segment", np.int32),  # what it holds: blocks first, first + 1, ... of this segment

@@ -38,7 +38,7 @@ def count_blocks(u: Unit, now: int) -> None:
 def take_blocks(u: Unit, r: int, past: int, end: int, returned: int) -> None:
     """Let a request grow from ``past`` to ``end`` tokens, of which ``returned`` are known."""
     held = blocks_for(past, u.spec["block_size"])
-    if u.spec["caching"]:
+    if u.spec["enable_prefix_caching"]:
         grow(u, r, held, end, returned)
     else:
         u.inst["used"] += blocks_for(end, u.spec["block_size"]) - held
@@ -48,7 +48,7 @@ def take_blocks(u: Unit, r: int, past: int, end: int, returned: int) -> None:
 def give_blocks(u: Unit, r: int, computed: int) -> None:
     """Free the blocks of a request's ``computed`` tokens."""
     held = blocks_for(computed, u.spec["block_size"])
-    if u.spec["caching"]:
+    if u.spec["enable_prefix_caching"]:
         release(u, r, held)
     else:
         u.inst["used"] -= held

@@ -39,7 +39,7 @@ def update(u: Unit) -> None:
     while r >= 0:
         link = req[r]["link"][slot]
         req[r]["link"][slot] = 0
-        if u.spec["caching"]:
+        if u.spec["enable_prefix_caching"]:
             register_returned(u, slot, r)
         if link & TOKEN:
             give_token(u, r, end)

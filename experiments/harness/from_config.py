@@ -1,0 +1,121 @@
+"""From a composed config to routing problems and policies."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from fleetgym.baselines import Policy, make_heuristic
+from fleetgym.envs.errors import UserError, UserNote
+from fleetgym.envs.routing.batch import RoutingConfig, resolve
+from fleetgym.envs.workloads.blocks import fit_chains, unused_chains
+from fleetgym.experiments.comparison.scenario import PartName, scenario_of
+from fleetgym.experiments.harness.config import plain, spec
+from fleetgym.experiments.harness.options import EnvOptions
+
+
+def routing_problem(cfg: DictConfig, part: PartName | None = None) -> RoutingConfig:
+    """Build the routing problem of ``cfg``; ``part`` names the part of its scenario, if it has one.
+
+    Raises
+    ------
+    UserError
+        Naming the field, the value and what is allowed.
+    """
+    values: dict[str, Any] = asdict(spec(EnvOptions, cfg.env, "env"))
+    values.pop("id")
+    workload: dict[str, Any] = dict(plain(cfg.workload))
+    scenario = scenario_of(cfg) if "scenario" in cfg else None
+    values["failure_s"] = cfg.failure_s if scenario is None else scenario.failure_s
+    if scenario is not None and part is not None:
+        own = getattr(scenario.parts, part)
+        workload |= own.workload
+        values |= own.environment()
+    problem = resolve(
+        cluster=plain(cfg.cluster),
+        workload=workload,
+        reward=plain(cfg.get("reward")),  # only training earns one
+        slo=plain(cfg.slo),
+        engine=cfg.engine,
+        **values,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserNote)
+        _check_workload(problem)
+    for warning in caught:
+        if issubclass(warning.category, UserNote):
+            _tell(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    # The environments would give the same notes again.
+    warnings.filterwarnings("ignore", category=UserNote)
+    return problem
+
+
+@functools.cache
+def _tell(note: str) -> None:
+    """Print a note, once per process."""
+    print(f"note: {note}")
+
+
+def _check_workload(problem: RoutingConfig) -> None:
+    """Draw one episode, so that a bad trace or a hopeless cluster fails before anything is written."""
+    blocks = problem.workload.chain_blocks
+    fit = fit_chains(blocks, problem.cluster)
+    if note := unused_chains(blocks, problem.cluster):
+        warnings.warn(note, UserNote, stacklevel=2)
+    trace = fit(problem.workload.episode(np.random.default_rng(0), problem.num_requests))
+    holds = max(min(s.max_model_len, s.kv_capacity_tokens) for s in problem.cluster.expanded)
+    shortest = int((trace.requests["prompt_tokens"].astype(np.int64) + trace.requests["output_tokens"]).min())
+    if shortest > holds:
+        raise UserError(
+            f"cluster: num_gpu_blocks or max_model_len too small: the largest instance holds {holds} tokens, the "
+            f"shortest request of {trace.name} has {shortest}"
+        )
+
+
+def make_policy(policy: str | Mapping[str, Any], *, checkpoint: Any = None, bundle: Any = None) -> Policy:
+    """Build one policy: a heuristic by name, ``checkpoint`` or ``bundle`` from their paths.
+
+    Parameters
+    ----------
+    policy : str or mapping
+        A name, or ``{"name": ..., parameter: value, ...}``.
+    checkpoint, bundle : path, optional
+    """
+    parameters = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
+    name = parameters.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"policy.name={name!r}: must be the name of a policy")
+    paths = {"checkpoint": checkpoint, "bundle": bundle}
+    for kind, path in paths.items():
+        if kind == name and path is None:
+            raise UserError(f"policy={name}: give {name}=PATH")
+        if kind != name and path is not None:
+            raise UserError(f"{kind}={str(path)!r}: read under policy={kind} only, policy is {name}")
+    if name not in paths:
+        return make_heuristic(name, **parameters)
+    if parameters:
+        raise UserError(f"policy.{next(iter(parameters))}: unknown; policy={name} takes no parameters")
+    return learned(checkpoint) if name == "checkpoint" else exported(bundle)
+
+
+def learned(path: str | Path, name: str | None = None) -> Policy:
+    """Load a trained checkpoint."""
+    from fleetgym.agents.learned import load_checkpoint
+
+    return load_checkpoint(path, name)
+
+
+def exported(path: str | Path) -> Policy:
+    """Load an exported bundle as a policy."""
+    from fleetgym.agents.bundle_policy import BundlePolicy
+
+    return BundlePolicy(path)

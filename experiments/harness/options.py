@@ -1,0 +1,336 @@
+"""What each command reads of its config: typed, and checked before anything is written or trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+from fleetgym.envs.config import build
+from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.experiments.comparison.scenario import Scenario
+from fleetgym.experiments.harness.config import plain, task_overrides
+
+Group = Mapping[str, Any]  # of settings that a spec of its own checks
+Engine = Literal["kernel", "reference"]
+
+LARGEST_SEED = 2**31 - 1  # torch, numpy and what is added for resumed training stay below 2**32
+MOST_TIMESTEPS = 10**12
+MOST_EPISODES = 100_000
+SCENARIO = ("name", "failure_s", "rank_by")  # what every command reads of a scenario ...
+JUDGED = ("windows", "beyond_windows", "parts.test")  # ... and what those read that judge
+NAME = re.compile(r"\w[\w.+-]{0,59}")  # becomes a file name
+
+
+def within(name: str, value: int | None, low: int, high: int) -> None:
+    """Refuse a number outside ``[low, high]``; None passes."""
+    if value is not None and not low <= value <= high:
+        raise UserError(f"{name}={value}: must lie between {low} and {high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base: one field for each top-level key that ``command`` reads; ``only`` names the (dotted) subkeys, if not all are."""
+
+    command: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvOptions:
+    """The environment's own settings (``conf/env``); see `fleetgym.envs.routing.batch.RoutingConfig`."""
+
+    id: Literal["fleetgym.envs:fleetgym/Routing-v0"]
+    num_requests: int | None
+    load: float | tuple[float, ...] | None
+    available: int | tuple[int, ...] | None
+    features: tuple[str, ...] | None
+    oracle: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated(Options):
+    """What every simulation of routed requests reads."""
+
+    env: EnvOptions
+    cluster: Group
+    workload: Group
+    slo: Group
+    engine: Engine
+    seed: int
+
+    def __post_init__(self) -> None:
+        within("seed", self.seed, 0, LARGEST_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnePolicy(Simulated):
+    """One policy: a heuristic, a checkpoint or a bundle."""
+
+    policy: Group
+    checkpoint: str | None
+    bundle: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(Simulated):
+    """An experiment with a name."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not NAME.fullmatch(self.name):
+            raise UserError(
+                f"name={self.name!r}: must be 1 to 60 letters, digits, '_', '.', '+' or '-' that begin with a letter, "
+                "a digit or '_': it becomes a file name"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateOptions(OnePolicy):
+    """Of ``fleetgym simulate``."""
+
+    command = "simulate"
+    failure_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Named):
+    """Of ``fleetgym train``; `fleetgym.agents.training.TrainSpec` checks how long and how often."""
+
+    command = "train"
+    scenario: Scenario = field(metadata={"only": (*SCENARIO, "parts.train", "parts.validate")})
+    agent: Group
+    reward: Group
+    logger: Group
+    total_timesteps: int
+    torch_threads: int
+    eval_every_timesteps: int
+    eval_episodes: int
+    checkpoint_every_timesteps: int | None
+    resume: str | None
+    progress_bar: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("torch_threads", self.torch_threads, 1, 1024)
+        within("eval_episodes", self.eval_episodes, 1, MOST_EPISODES)
+        for name in ("total_timesteps", "eval_every_timesteps", "checkpoint_every_timesteps"):
+            within(name, getattr(self, name), 1, MOST_TIMESTEPS)
+        if self.resume is not None and not Path(self.resume).is_file():
+            raise UserError(f"resume={self.resume!r}: no such file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Named, OnePolicy):
+    """Of ``fleetgym evaluate``."""
+
+    command = "evaluate"
+    scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
+    episodes: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("episodes", self.episodes, 1, MOST_EPISODES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaderboardOptions(Named):
+    """Of ``fleetgym leaderboard``."""
+
+    command = "leaderboard"
+    scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
+    seeds: tuple[int, ...] | None
+    policies: tuple[str | Group, ...]
+    checkpoint: tuple[str, ...] | None
+    bundle: tuple[str, ...] | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.policies:
+            raise UserError("policies=[]: must name at least one policy")
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise UserError(f"seeds={list(self.seeds)}: must be a list of distinct whole numbers, or null for all")
+        for seed in self.seeds or ():
+            within("seeds", seed, 0, MOST_EPISODES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(Options):
+    """Of ``fleetgym bench``."""
+
+    command = "bench"
+    cluster: Group
+    seed: int
+    repeats: int
+    only: tuple[str, ...] | None
+    quick: bool
+
+    def __post_init__(self) -> None:
+        within("seed", self.seed, 0, LARGEST_SEED)
+        within("repeats", self.repeats, 1, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenOptions(Options):
+    """Of ``fleetgym golden``."""
+
+    command = "golden"
+    file: str
+    engine: Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Options):
+    """What the commands read that replay a measured run."""
+
+    measured: str
+    gpu: str
+    model: str
+    tp: int | None
+    dp: int | None
+    ep: int | None
+    tier: str | None
+    kv_blocks: int | None
+    engine: Engine
+    vllm: Group
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "dp", "ep"):
+            within(name, getattr(self, name), 1, 1024)
+        within("kv_blocks", self.kv_blocks, 1, 2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateOptions(Measured):
+    """Of ``fleetgym validate``."""
+
+    command = "validate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(Measured):
+    """Of ``fleetgym calibrate``."""
+
+    command = "calibrate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Options):
+    """Of ``fleetgym export``."""
+
+    command = "export"
+    policy: Group | None = None
+    checkpoint: str | None
+    bundle: str | None
+    evaluation: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportVerifyOptions(Options):
+    """Of ``fleetgym export-verify``."""
+
+    command = "export-verify"
+    bundle: str
+
+
+OPTIONS: Mapping[str, type[Options]] = {
+    cls.command: cls
+    for cls in (
+        SimulateOptions,
+        TrainOptions,
+        EvaluateOptions,
+        LeaderboardOptions,
+        BenchOptions,
+        GoldenOptions,
+        ValidateOptions,
+        CalibrateOptions,
+        ExportOptions,
+        ExportVerifyOptions,
+    )
+}
+
+T = TypeVar("T", bound=Options)
+
+
+def read_options(cls: type[T], cfg: DictConfig, overrides: Iterable[str] | None = None) -> T:
+    """Build the options of a command from its composed config.
+
+    A file (an experiment, a scenario) is shared by commands and may hold keys of other commands. What the
+    command line sets must be read by this one.
+
+    Parameters
+    ----------
+    cls : type
+    cfg : DictConfig
+    overrides : iterable of str, optional
+        What the command line set; by default that of the running Hydra job.
+
+    Raises
+    ------
+    UserError
+        A key that no command reads, one from the command line that this command does not read, a missing
+        key, or a value of the wrong type or range.
+    """
+    if overrides is None:
+        overrides = task_overrides(HydraConfig.get()) if HydraConfig.initialized() else ()
+    given = OverridesParser.create().parse_overrides(list(overrides))
+    _refuse_unread(cls, given)
+    known = {key for options in OPTIONS.values() for key in _fields(options)}
+    for key in map(str, cfg):
+        if key not in known and key != "hydra":
+            raise UserError(f"{key}: unknown key{did_you_mean(key, _fields(cls))}")
+    # Not `in cfg`, which passes over a key that is still '???'.
+    options = build(cls, {key: plain(cfg[key]) for key in _fields(cls) if key in cfg.keys()}, "")  # noqa: SIM118
+    _refuse_void(options, given)
+    return options
+
+
+def _fields(cls: type[Options]) -> dict[str, tuple[str, ...]]:
+    """Keys that a command reads, each with the only subkeys that it reads, if not all."""
+    return {f.name: f.metadata.get("only", ()) for f in dataclasses.fields(cls)}
+
+
+def _refuse_unread(cls: type[Options], overrides: Iterable[Override]) -> None:
+    """Refuse what the command line sets and the command does not read."""
+    for override in overrides:
+        path = override.key_or_group.replace("/", ".").split(".")
+        readers = readers_of(path)
+        if path[0] != "experiment" and readers and cls.command not in readers:
+            raise UserError(f"{override.input_line}: {cls.command} does not read this; read by {', '.join(readers)}")
+
+
+def _refuse_void(options: Options, overrides: Iterable[Override]) -> None:
+    """Refuse what the command line sets and another setting makes void."""
+    if not isinstance(options, Simulated) or options.env.num_requests is None:
+        return
+    for override in overrides:
+        if override.key_or_group == "workload.num_requests" and override.value() is not None:
+            raise UserError(
+                f"{override.input_line}: void under env.num_requests={options.env.num_requests}, which says how many "
+                "requests an episode has; set that, or set it to null"
+            )
+
+
+def readers_of(path: list[str]) -> list[str]:
+    """Return the commands that read the key ``path``."""
+    return [name for name, options in OPTIONS.items() if _reads(options, path)]
+
+
+def _reads(cls: type[Options], path: list[str]) -> bool:
+    fields = _fields(cls)
+    subkeys = fields.get(path[0], ())
+    return path[0] in fields and (not subkeys or any(_overlap(path[1:], subkey.split(".")) for subkey in subkeys))
+
+
+def _overlap(path: list[str], other: list[str]) -> bool:
+    """Whether one of the paths leads to, or into, the other."""
+    return all(a == b for a, b in zip(path, other, strict=False))

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import differential
+import numpy as np
+import pytest
+from differential import Case
+from hypothesis import HealthCheck, Phase, given, settings
+
+from fleetgym.envs.cluster import spec
+from fleetgym.envs.cluster.engine import make_engine
+
+SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+
+
+def test_every_setting_is_varied():
+    seen: dict[str, set[Any]] = {name: set() for name in spec.SETTINGS}
+
+    @settings(SETTINGS, max_examples=100, database=None, derandomize=True, phases=[Phase.generate])
+    @given(differential.cases())
+    def collect(case: Case) -> None:
+        for instance in case.cluster.instances:
+            for name, values in seen.items():
+                values.add(getattr(instance.engine, name))
+
+    collect()
+    assert [name for name, values in seen.items() if len(values) < 2] == []
+
+
+@settings(SETTINGS, max_examples=100)
+@given(differential.cases())
+def test_both_engines_agree_at_every_decision(case: Case):
+    differential.check(case)
+
+
+@pytest.mark.slow
+@settings(SETTINGS, max_examples=5000)
+@given(differential.cases())
+def test_both_engines_agree_at_every_decision_of_thousands_of_cases(case: Case):
+    differential.check(case)
+
+
+@settings(SETTINGS, max_examples=50)
+@given(differential.cases())
+def test_a_run_without_looking_ends_as_step_by_step(case: Case):
+    whole, steps = (make_engine("kernel", case.cluster, 1, slo=case.slo) for _ in range(2))
+    for engine in (whole, steps):
+        engine.reset(0, case.trace, case.available)
+    whole.run(case.actions.reshape(1, -1))
+    terms = np.zeros_like(steps.terms)
+    for action in case.actions:
+        steps.step(np.array([action]))
+        terms += steps.terms
+    np.testing.assert_allclose(whole.terms, terms, rtol=1e-12)
+    for engine in (whole, steps):
+        engine.terms[:] = 0.0
+        engine.drain(0)
+    differential.same(whole, steps)
+
+
+def test_both_engines_agree_where_the_rare_rules_meet():
+    for seed in range(200):
+        differential.check(differential.crowded(seed))
+
+
+@pytest.mark.slow
+def test_both_engines_agree_where_the_rare_rules_meet_in_a_thousand_cases():
+    for seed in range(200, 1000):
+        differential.check(differential.crowded(seed))
+
+
+MUTANTS = {
+    "nothing (control)": ("lists.py", "return a < b", "return a < b"),
+    "one block too many is thought usable": (
+        "schedule.py",
+        'needed > spec["usable"] - inst["used"]:\n        budget',
+        'needed > spec["usable"] + 1 - inst["used"]:\n        budget',
+    ),
+    "a block is drawn one token early": ("blocks.py", "(tokens + block_size - 1)", "(tokens + block_size)"),
+    "equal ranks are queued last in, first out": ("lists.py", "return a < b", "return a > b"),
+    "the last of equals is preempted": (
+        "exact.py",
+        'row["arrival_ns"] > least["arrival_ns"]',
+        'row["arrival_ns"] >= least["arrival_ns"]',
+    ),
+    "an iteration that ends at an arrival comes after it": ("advance.py", "if end > until:", "if end >= until:"),
+    "the balancer sees the end of the iteration at its tick": (
+        "group.py",
+        "publish(st, b, i, end - 1)",
+        "publish(st, b, i, end)",
+    ),
+    "a rank without work is not waited for": ("group.py", "n = context = 1", "continue"),
+    "a victim ahead without tokens does not move the position": (
+        "exact.py",
+        "    preempted = False\n",
+        "    preempted, skip = False, 0\n",
+        "budget += preempt(u, slot, victim)",
+        """idle = req[victim]["state"] == LAST
+                ahead, x = True, victim
+                while x >= 0:
+                    ahead, x = ahead and x != r, req[x]["previous"]
+                skip += ahead and idle
+                budget += preempt(u, slot, victim)""",
+        """        r = req[r]["next"]
+    commit(u, slot)""",
+        """        r = req[r]["next"]
+        while skip > 0 and r >= 0:
+            r, skip = req[r]["next"], skip - 1
+    commit(u, slot)""",
+    ),
+    "the front of an extent is evicted first": (
+        "blocks.py",
+        'extent["count"] -= taken',
+        'extent["count"] -= taken\n        extent["first"] += taken',
+    ),
+    "the youngest copy of a block is hit": (
+        "blocks.py",
+        "    x = int(copies[segment])",
+        '    x = int(extents[copies[segment]]["older"])',
+    ),
+    "an extent is split one block late": (
+        "blocks.py",
+        "x = split(extents, copies, x, stop - begin)",
+        "x = split(extents, copies, x, stop - begin + 1)",
+    ),
+    "an extent grows although another request holds it": ("blocks.py", 'extent["references"] > 1 or ', ""),
+    "an extent grows over a younger one with older copies": (
+        "blocks.py",
+        "            return False\n        other",
+        "            pass\n        other",
+    ),
+    "a release comes before the evictions owed": (
+        "blocks.py",
+        "    evict(u)\n    row = u.chain[r]\n    u.inst",
+        "    row = u.chain[r]\n    u.inst",
+    ),
+    "decodes within a chain register late": (
+        "lockstep.py",
+        'if u.chain[r]["link"] < u.chain[r]["link_count"]:',
+        "if False:",
+    ),
+    "what a decode still has to register is lost by a preemption": ("lockstep.py", "- 1 - bulk)", "- 1000)"),
+}
+
+
+def run_mutant(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(Path(__file__).with_name("mutant.py")), *arguments]
+    return subprocess.run(command, check=False, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutated_kernel_is_noticed(name: str):
+    done = run_mutant(*MUTANTS[name])
+    noticed = any(word in done.stderr for word in ("differ at", "does not end", "LivelockError", "IndexError"))
+    assert noticed == (name != "nothing (control)"), done.stderr[-1500:]
+    assert (done.returncode != 0) == noticed
+
+
+@pytest.mark.parametrize("variable", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_a_mutant_leaves_nothing_behind_whatever_the_environment_says(variable: str, tmp_path: Path):
+    environment = {"NUMBA_DISABLE_JIT": "0", "NUMBA_CACHE_DIR": "", variable: str(tmp_path)}
+    done = run_mutant("blocks.py", "(tokens + block_size - 1)", "(tokens + block_size)", **environment)
+    assert "differ at" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mutant_whose_line_is_not_there_is_refused():
+    done = run_mutant("blocks.py", "no such line", "")
+    assert "ValueError: 'no such line' occurs 0 times" in done.stderr
