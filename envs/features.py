@@ -103,9 +103,11 @@ class Transform(NamedTuple):
             Makes an array of a list: `numpy.array`, `torch.tensor`.
         """
         signals = [find_signal(name) for name in features]
-        numbers = [array(np.array([getattr(s, n) for s in signals], np.float32)) for n in ("low", "high", "missing")]
-        scale = array(np.array([s.scale for s in signals], np.float32))
-        return cls(*numbers, array(np.array([s.transform == "log1p" for s in signals])), scale)
+        low, high, missing, scale = (
+            array(np.array([getattr(s, name) for s in signals], np.float32))
+            for name in ("low", "high", "missing", "scale")
+        )
+        return cls(low, high, missing, array(np.array([s.transform == "log1p" for s in signals])), scale)
 
 
 def cleaned(columns: Transform, observation: Any, xp: Any = np) -> Any:
@@ -178,4 +180,3 @@ def schema_digest(features: tuple[str, ...]) -> str:
 
 def _digested(signal: Signal) -> dict[str, Any]:
     return asdict(signal) | {"scope": _SCOPE_IN_DIGEST.get(signal.scope, signal.scope)}
-

@@ -129,7 +129,9 @@ class Problem:
         allowed = _COMMON | own | {"oracle"}
         for name in arguments:
             if name not in allowed:
-                raise UserError(f"{name}: unknown argument of {cls.env_id or cls.__name__}{did_you_mean(name, allowed)}")
+                raise UserError(
+                    f"{name}: unknown argument of {cls.env_id or cls.__name__}{did_you_mean(name, allowed)}"
+                )
         given = {name: v for name, v in preset("env", cls.defaults).items() if name in allowed} | arguments
         common = cls._common(given)
         hints = typing.get_type_hints(cls)
@@ -199,7 +201,7 @@ def _checked_num_requests(value: Any) -> int | None:
 
 
 def _checked_failure_s(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) < math.inf:
         raise UserError(f"failure_s={value!r}: must be a positive number of seconds")
     return float(value)
 
@@ -434,14 +436,14 @@ class DerivedBatch(Batch):
 
     def advance(self, actions: NDArray[np.int64]) -> None:
         """Carry the decisions out (see `Batch.advance`)."""
-        for index in np.flatnonzero(~self.done):
+        for index in np.flatnonzero(~self.done).tolist():
             if not (0 <= actions[index] < self.problem.num_choices and self.mask[index, actions[index]]):
                 allowed = np.flatnonzero(self.mask[index]).tolist()
                 raise UserError(
                     f"action={actions[index]} of cluster {index}: no {self.problem.choice} that may be chosen "
                     f"(allowed: {allowed})"
                 )
-        running = np.flatnonzero(~self.done)
+        running = np.flatnonzero(~self.done).tolist()
         self.engine.step(self.instances(actions))
         for index in running:
             self._look(index)

@@ -20,7 +20,6 @@ from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.signals import SIGNAL_INDEX, SIGNAL_NAMES, TERM_NAMES
 
-
 EWMA_WEIGHT = 0.1
 
 

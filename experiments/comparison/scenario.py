@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from fleetgym.envs.cluster.metrics import find_ranking
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.routing.batch import RoutingConfig
+from fleetgym.envs.problem import Problem
 from fleetgym.envs.workloads.base import WindowKind
 from fleetgym.experiments.harness.config import spec
 
@@ -122,13 +122,13 @@ class Windows:
 
 
 def plan_windows(
-    problem: RoutingConfig, scenario: Scenario, chosen: Sequence[int] | int | None = None, name: str = "seeds"
-) -> tuple[RoutingConfig, Windows]:
+    problem: Problem, scenario: Scenario, chosen: Sequence[int] | int | None = None, name: str = "seeds"
+) -> tuple[Problem, Windows]:
     """Choose the test episodes, no two of which share a request.
 
     Parameters
     ----------
-    problem : RoutingConfig
+    problem : Problem
         Of the test part.
     scenario : Scenario
     chosen : sequence of int or int, optional
@@ -138,7 +138,7 @@ def plan_windows(
 
     Returns
     -------
-    problem : RoutingConfig
+    problem : Problem
         The same, its workload resampled where that was asked for.
     windows : Windows
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from fleetgym.experiments.cli import CommandFailed, user_line
 from fleetgym.experiments.comparison.scenario import PartName
 from fleetgym.experiments.harness.config import task_overrides
-from fleetgym.experiments.harness.from_config import routing_problem
+from fleetgym.experiments.harness.from_config import problem_of
 from fleetgym.experiments.harness.options import OPTIONS, read_options
 
 PARTS: Mapping[str, tuple[PartName | None, ...]] = {
@@ -41,7 +41,7 @@ class CheckSweep(Callback):
                 cfg = loader.load_sweep_config(config, job)
                 read_options(options, cfg, job)
                 for part in PARTS.get(options.command, ()):
-                    routing_problem(cfg, part)
+                    problem_of(cfg, part)
         except Exception as error:  # noqa: BLE001 every failure must leave as an exit code
             # Hydra would print any other exception of a callback as a warning and go on.
             line = user_line(error, config_name)
