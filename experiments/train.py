@@ -10,7 +10,7 @@ from fleetgym.experiments.comparison.rollout import check_failure_s
 from fleetgym.experiments.comparison.scenario import Windows
 from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import note_estimates, plain, spec
-from fleetgym.experiments.harness.from_config import routing_problem
+from fleetgym.experiments.harness.from_config import problem_of
 from fleetgym.experiments.harness.latest import remember_latest
 from fleetgym.experiments.harness.options import TrainOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> float | None:
         rank_by,
     )
     check_logger(options.logger)
-    problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
+    problem, held_out = problem_of(cfg, "train"), problem_of(cfg, "validate")
     check_fit(agent, problem)
     if options.resume is not None:
         check_resume(options.resume, agent, problem, plan)
@@ -79,24 +79,23 @@ def main(cfg: DictConfig) -> float | None:
 
 def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:
     """Return what has to be known of a checkpoint to use it: schema, ranges it was trained on, versions."""
-    from fleetgym.envs import ROUTING_ID
     from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
-    from fleetgym.envs.fingerprint import routing_fingerprint
+    from fleetgym.envs.fingerprint import fingerprint
 
-    instances = problem.cluster.num_instances
+    choices = problem.num_choices
     return {
         "name": agent.name or agent.algorithm,
-        "env_id": ROUTING_ID,
+        "env_id": problem.env_id,
         "algorithm": agent.algorithm,
         "network": agent.network,
         "features": list(problem.features),
         "schema_version": SCHEMA_VERSION,
         "schema_digest": schema_digest(problem.features),
-        "golden_hash": routing_fingerprint(problem.engine),
-        "num_instances": instances,
+        "golden_hash": fingerprint(problem.env_id, problem.engine),
+        "num_instances": choices,
         "trained_ranges": {
             "load": list(problem.load) if problem.load else None,
-            "num_instances": list(problem.available or (instances, instances)),
+            "num_instances": list(problem.available or (choices, choices)),
             "staleness_s": [0.0, 0.0],
         },
         "seed": cfg.seed,

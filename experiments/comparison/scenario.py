@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fleetgym.envs.cluster.metrics import find_ranking
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.routing.batch import RoutingConfig
+from fleetgym.envs.problem import Problem
 from fleetgym.envs.workloads.base import WindowKind
 
 PartName = Literal["train", "validate", "test"]
@@ -114,13 +114,13 @@ class Windows:
 
 
 def plan_windows(
-    problem: RoutingConfig, scenario: Scenario, chosen: Sequence[int] | int | None = None, name: str = "seeds"
-) -> tuple[RoutingConfig, Windows]:
+    problem: Problem, scenario: Scenario, chosen: Sequence[int] | int | None = None, name: str = "seeds"
+) -> tuple[Problem, Windows]:
     """Choose the test episodes, no two of which share a request.
 
     Parameters
     ----------
-    problem : RoutingConfig
+    problem : Problem
         Of the test part.
     scenario : Scenario
     chosen : sequence of int or int, optional
@@ -130,7 +130,7 @@ def plan_windows(
 
     Returns
     -------
-    problem : RoutingConfig
+    problem : Problem
         The same, its workload resampled where that was asked for.
     windows : Windows
 

@@ -13,18 +13,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from routing_envs import RoutingEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from fleetgym.envs import ENV_IDS
-from fleetgym.envs.cluster.engine import TERM_NAMES
+from fleetgym.envs import registered
 from fleetgym.envs.cluster.metrics import per_request
 from fleetgym.envs.cluster.requests import REJECTED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.features import DEFAULT_FEATURES, ORACLE_FEATURES
-from fleetgym.envs.routing.batch import RoutingConfig
-from fleetgym.envs.routing.env import RoutingEnv
-from fleetgym.envs.routing.load import saturation_rps
+from fleetgym.envs.features import public
+from fleetgym.envs.problem import Problem
+from fleetgym.envs.saturation import saturation_rps
+from fleetgym.envs.signals import SIGNAL_NAMES, TERM_NAMES
 from fleetgym.envs.workloads import make_workload
 from fleetgym.envs.wrappers import ScaleObservation
 
@@ -32,7 +32,7 @@ ENGINES = ("kernel", "reference")
 SMALL = {"num_requests": 40}
 
 
-def make(env_id: str = ENV_IDS[0], **arguments: object) -> gym.Env:
+def make(env_id: str = registered()[0], **arguments: object) -> gym.Env:
     return gym.make(f"fleetgym.envs:{env_id}", **{**SMALL, **arguments})
 
 
@@ -58,13 +58,13 @@ def complaints(check: Callable[..., None], env: gym.Env) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", registered())
 @pytest.mark.parametrize("engine", ENGINES)
 def test_gymnasium_checker_has_no_complaint(env_id: str, engine: str) -> None:
     assert complaints(gymnasium_check_env, make(env_id, engine=engine).unwrapped) == []
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", registered())
 def test_sb3_checker_warns_of_the_two_dimensional_observation_alone(env_id: str) -> None:
     """The observation is a table with a row per instance, which SB3's own networks would flatten."""
     env = make(env_id, render_mode="rgb_array").unwrapped
@@ -124,7 +124,7 @@ def test_the_checkers_see_a_broken_environment(
     assert complaint in "".join(seen)
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", registered())
 @pytest.mark.parametrize("engine", ENGINES)
 def test_equal_seeds_give_equal_arrays(env_id: str, engine: str) -> None:
     first, second = rollout(make(env_id, engine=engine), 3), rollout(make(env_id, engine=engine), 3)
@@ -195,20 +195,20 @@ def test_an_episode_has_a_whole_number_of_requests(value: object) -> None:
 
 def test_default_observation_holds_no_privileged_feature() -> None:
     env = make()
-    assert env.observation_space.shape == (8, len(DEFAULT_FEATURES))
-    assert "output_tokens" not in env.unwrapped.config.features
+    assert env.observation_space.shape == (8, len(public(SIGNAL_NAMES)))
+    assert "output_tokens" not in env.unwrapped.problem.features
 
 
 def test_privileged_features_need_an_oracle() -> None:
     with pytest.raises(UserError, match=r"output_tokens.*privileged.*oracle"):
         make(features=["prompt_tokens", "output_tokens"])
-    assert make(oracle=True).observation_space.shape == (8, len(ORACLE_FEATURES))
+    assert make(oracle=True).observation_space.shape == (8, len(SIGNAL_NAMES))
 
 
 def test_selected_features_are_columns_of_the_full_observation() -> None:
     names = ["kv_usage", "in_flight_requests", "prompt_tokens"]
     full, picked = rollout(make(), 2), rollout(make(features=names), 2)
-    columns = [DEFAULT_FEATURES.index(name) for name in names]
+    columns = [public(SIGNAL_NAMES).index(name) for name in names]
     assert np.array_equal(full[5][:, columns], picked[5])
 
 
@@ -226,7 +226,7 @@ def terms(info: dict) -> dict[str, float]:
     return dict(info["reward_terms"])
 
 
-def charge_s(config: RoutingConfig) -> float:
+def charge_s(config: Problem) -> float:
     """What the default reward takes for a failed request."""
     return config.failure_s
 

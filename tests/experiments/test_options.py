@@ -18,7 +18,7 @@ from fleetgym.agents.factory import AgentSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments import cli
 from fleetgym.experiments.harness.config import compose_config, spec
-from fleetgym.experiments.harness.from_config import make_policy, routing_problem
+from fleetgym.experiments.harness.from_config import make_policy, problem_of
 from fleetgym.experiments.harness.loggers import check_logger
 from fleetgym.experiments.harness.options import OPTIONS, read_options
 
@@ -298,7 +298,7 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 def prepare(command: str, cfg: Any) -> None:
     """Do what a command does before it writes anything."""
     options = read_options(OPTIONS[command], cfg, [])
-    routing_problem(cfg, {"simulate": None, "train": "train", "evaluate": "test"}[command])
+    problem_of(cfg, {"simulate": None, "train": "train", "evaluate": "test"}[command])
     if command == "train":
         spec(AgentSpec, cfg.agent, "agent")
         check_logger(options.logger)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleetgym.envs.cluster.engine import make_engine
+from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.latency import find_row
 from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.engine import GAP_BINS, SIGNAL_INDEX, SIGNAL_NAMES, Engine
+from fleetgym.envs.cluster.engine import GAP_BINS, Engine
 from fleetgym.envs.cluster.kernel import handle
 from fleetgym.envs.cluster.kernel.spec_row import SPEC, spec_row
 from fleetgym.envs.cluster.kernel.state import (
@@ -36,6 +36,7 @@ from fleetgym.envs.cluster.requests import (
 from fleetgym.envs.cluster.segments import LINK_DTYPE
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
 from fleetgym.envs.errors import LivelockError, UserError
+from fleetgym.envs.signals import SIGNAL_INDEX, SIGNAL_NAMES
 
 MAX_REQUESTS = 2**28
 SHARED = ("spec", "tables", "columns", "high", "slo", "values")  # parts of State that are the same for all clusters

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fleetgym.envs.cluster.engine import Engine, make_engine
+from fleetgym.envs.cluster.engine import Engine
+from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec, Slo

@@ -13,7 +13,7 @@ from differential import Case
 from hypothesis import HealthCheck, Phase, given, settings
 
 from fleetgym.envs.cluster import spec
-from fleetgym.envs.cluster.engine import make_engine
+from fleetgym.envs.cluster.engines import make_engine
 
 SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 

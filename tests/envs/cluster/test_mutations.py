@@ -11,7 +11,7 @@ import pytest
 from mutations import MISTAKES, UNRECORDED, edit, make_mistake
 from places import DATA
 
-from fleetgym.envs.cluster.engine import make_engine
+from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.golden import compare, load_cases, replay
 from fleetgym.envs.errors import LivelockError
 
