@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -50,6 +47,7 @@ from fleetgym.agents.bundle_verify import verify
 from fleetgym.agents.checkpoint import read_card
 from fleetgym.agents.evaluate_numpy import evaluate
 from fleetgym.envs import find_problem
+from fleetgym.envs.atomic import making_folder
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
 from fleetgym.envs.signals import find_signal
@@ -254,21 +252,12 @@ def write_bundle(folder: str | Path, source: Source) -> Path:
         The folder exists or cannot be written.
     """
     target = check_target(folder)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"bundle={str(folder)!r}: cannot write there: {error.strerror}") from None
-    try:
+    with making_folder(target) as temporary:
         for name, data in bundle_files(source).items():
             (temporary / name).write_bytes(data)
         report = verify(temporary)
         if not report["passed"]:
             raise UserError(f"{source.name}: the bundle would not compute what the policy does: {report}")
-        temporary.chmod(0o755)
-        os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from fleetgym.agents.checkpoint import write_card
 from fleetgym.agents.factory import AgentSpec, learner_env, make_model
 from fleetgym.agents.learned import LearnedPolicy, load_checkpoint
 from fleetgym.agents.vec_env import FleetVecEnv
+from fleetgym.envs.atomic import replacing
 from fleetgym.envs.cluster.metrics import find_ranking, flatten
 from fleetgym.envs.episodes import Episode, play
 from fleetgym.envs.errors import UserError
@@ -99,10 +99,8 @@ def held_out_score(
 
 def save(model: BaseAlgorithm, path: Path, card: Mapping[str, Any]) -> None:
     """Write a checkpoint and its card, each whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.zip")
-    model.save(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        model.save(temporary)
     write_card(path, {**card, "num_timesteps": model.num_timesteps})
 
 

@@ -8,9 +8,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from fleetgym.envs.cluster.metrics import flatten
-from fleetgym.experiments.cli import command
 from fleetgym.experiments.comparison.rollout import check_failure_s, run_policies
 from fleetgym.experiments.comparison.scenario import plan_windows
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import note_estimates
 from fleetgym.experiments.harness.from_config import make_policy, problem_of
 from fleetgym.experiments.harness.options import EvaluateOptions, read_options

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.cli import command
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import plain
 from fleetgym.experiments.harness.options import ExportOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
+from fleetgym.experiments.report.parity import print_parity
 
 
 @command("export")
@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> float | None:
         folder = write_bundle(run.path / "bundle" if options.bundle is None else options.bundle, source)
         report = verify(folder)
         run.write_metrics(report)
-        print_report(report)
+        print_parity(report)
         print(f"bundle: {folder}")
     worst: float = report["onnxruntime"]["max_score_difference"]
     return worst
@@ -84,17 +84,6 @@ def evaluation_rows(path: Path) -> list[dict[str, Any]]:
         ]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"evaluation={str(path)!r}: not what `fleetgym leaderboard` writes") from None
-
-
-def print_report(report: Mapping[str, Any]) -> None:
-    """Print what `fleetgym.agents.bundle_verify.verify` found."""
-    print(f"{report['policy_id']}: {report['vectors']} vectors, {report['instances']} instances")
-    for name in ("onnxruntime", "numpy"):
-        part = report[name]
-        print(
-            f"  {name:<12} actions that differ: {part['actions_differ']}, largest score difference: "
-            f"{part['max_score_difference']:.2e}"
-        )
 
 
 if __name__ == "__main__":

@@ -18,15 +18,15 @@ from fleetgym.envs.episodes import Episode
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.policy import Policy
 from fleetgym.envs.problem import Problem
-from fleetgym.experiments.cli import command
 from fleetgym.experiments.comparison.rollout import check_failure_s, run_policies
 from fleetgym.experiments.comparison.scenario import Scenario, Windows, plan_windows
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import note_estimates, plain
 from fleetgym.experiments.harness.from_config import exported, learned, make_policy, problem_of
+from fleetgym.experiments.harness.latest import latest_checkpoint
 from fleetgym.experiments.harness.options import LeaderboardOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
 from fleetgym.experiments.report import print_table, write_leaderboard
-from fleetgym.experiments.train import latest_checkpoint
 
 DEFINING = ("env[=.]", "cluster[=.]", "workload[=.]", "slo[=.]", r"scenario\.")  # overrides that change a scenario
 

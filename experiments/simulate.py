@@ -8,9 +8,9 @@ import polars as pl
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fleetgym.experiments.cli import command
 from fleetgym.experiments.comparison.rollout import run_policies
 from fleetgym.experiments.comparison.scenario import Windows
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import note_estimates
 from fleetgym.experiments.harness.from_config import make_policy, problem_of
 from fleetgym.experiments.harness.options import SimulateOptions, read_options

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from fleetgym.experiments.cli import command
 from fleetgym.experiments.comparison.rollout import check_failure_s
 from fleetgym.experiments.comparison.scenario import Windows
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import note_estimates, plain, spec
 from fleetgym.experiments.harness.from_config import problem_of
+from fleetgym.experiments.harness.latest import remember_latest
 from fleetgym.experiments.harness.options import TrainOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
-
-LATEST = Path("outputs") / "latest"
 
 
 @command("train")
@@ -66,7 +64,7 @@ def main(cfg: DictConfig) -> float | None:
         best = max([*history, *([before] if before else [])], key=plan.worth)
         run.write_metrics({"total_timesteps": int(history[-1]["timesteps"]), "best": best, "held_out": history})
         training_curve(run.path, history)
-        _remember(options.name, run.path)
+        remember_latest(options.name, run.path / "best_model.zip")
         start = history[0]
         at_first = "untrained" if options.resume is None else f"resumed at {start['timesteps']:.0f} steps"
         print(
@@ -105,21 +103,6 @@ def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:
         "versions": versions(),
         "git": git_state(),
     }
-
-
-def _remember(name: str, folder: Path) -> None:
-    """Leave a pointer to the latest run of this experiment, for commands that come after it."""
-    LATEST.mkdir(parents=True, exist_ok=True)
-    (LATEST / name).write_text(f"{folder / 'best_model.zip'}\n", encoding="utf-8")
-
-
-def latest_checkpoint(name: str) -> Path | None:
-    """Return the best model of the latest training run called ``name``, started from this directory."""
-    pointer = LATEST / name
-    if not pointer.is_file():
-        return None
-    path = Path(pointer.read_text(encoding="utf-8").strip())
-    return path if path.is_file() else None
 
 
 if __name__ == "__main__":

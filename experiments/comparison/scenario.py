@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from omegaconf import DictConfig
-
 from fleetgym.envs.cluster.metrics import find_ranking
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.problem import Problem
 from fleetgym.envs.workloads.base import WindowKind
-from fleetgym.experiments.harness.config import spec
 
 PartName = Literal["train", "validate", "test"]
 GENERATED_WINDOWS = 10
@@ -84,11 +81,6 @@ class Scenario:
         if self.windows is not None and self.windows < 1:
             raise UserError(f"windows={self.windows!r}: must be at least 1, or null")
         find_ranking(self.rank_by)
-
-
-def scenario_of(cfg: DictConfig) -> Scenario:
-    """Build and check ``cfg.scenario``."""
-    return spec(Scenario, cfg.scenario, "scenario")
 
 
 @dataclass(frozen=True)

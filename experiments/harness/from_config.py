@@ -17,8 +17,7 @@ from fleetgym.envs.policy import Policy
 from fleetgym.envs.problem import Problem
 from fleetgym.envs.registry import find_problem, registered
 from fleetgym.envs.workloads.blocks import fit_chains, unused_chains
-from fleetgym.experiments.comparison.scenario import PartName, scenario_of
-from fleetgym.experiments.harness.config import plain
+from fleetgym.experiments.comparison.scenario import PartName, Scenario
 
 
 def problem_of(cfg: DictConfig, part: PartName | None = None) -> Problem:
@@ -35,7 +34,7 @@ def problem_of(cfg: DictConfig, part: PartName | None = None) -> Problem:
         raise UserError(f"env.id={env_id!r}: must be the id of a registered environment ({', '.join(registered())})")
     kind = find_problem(env_id)
     workload: dict[str, Any] = dict(plain(cfg.workload))
-    scenario = scenario_of(cfg) if "scenario" in cfg else None
+    scenario = spec(Scenario, cfg.scenario, "scenario") if "scenario" in cfg else None
     values["failure_s"] = cfg.failure_s if scenario is None else scenario.failure_s
     if scenario is not None and part is not None:
         own = getattr(scenario.parts, part)

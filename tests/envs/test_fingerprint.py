@@ -13,8 +13,8 @@ PINNED = json.loads((DATA / "fingerprints.json").read_text(encoding="utf-8"))
 
 
 def test_every_registered_environment_is_listed_and_pinned() -> None:
-    registered = {env_id for env_id in gymnasium.registry if env_id.startswith("fleetgym/")}
-    assert set(PINNED) == set(registered()) == registered
+    known = {env_id for env_id in gymnasium.registry if env_id.startswith("fleetgym/")}
+    assert set(PINNED) == set(registered()) == known
 
 
 @pytest.mark.parametrize("engine", ["kernel", "reference"])

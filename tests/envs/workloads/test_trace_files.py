@@ -265,7 +265,7 @@ FOREIGN = [
     ('{"id": "a", "conversations": []}\n', "a ShareGPT collection"),
     ('{"conversation_id": "a", "conversation": []}\n', "a collection of conversations"),
     ('{"messages": []}\n', "a collection of conversations"),
-    ('{"date": "x", "ttfts": [], "itls": []}', "a result of vllm bench serve: .*record_bench"),
+    ('{"date": "x", "ttfts": [], "itls": []}', "a result of vllm bench serve: .*fleetgym record-bench"),
     ('{"date": "x", "request_throughput": 1.0, "completed": 3}', "a result of vllm bench serve: .*--save-detailed"),
     ('{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1, "ttft_s": 1, "e2e_s": 2}\n', "a measured run: .*validate"),
     ('{"request_id": "a", "queued_ts": 1, "first_token_ts": 2, "last_token_ts": 3}\n', "a measured run: .*validate"),
