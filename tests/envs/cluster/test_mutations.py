@@ -70,6 +70,7 @@ def test_recorded_schedules_notice_each_mistake(name: str, monkeypatch: pytest.M
     assert any(differs_from_recorded())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(UNRECORDED))
 def test_what_no_recorded_schedule_can_show_is_named_as_such(name: str, monkeypatch: pytest.MonkeyPatch):
     make_mistake(monkeypatch, name)
