@@ -18,6 +18,7 @@ from fleetgym.envs.problem import Problem
 from fleetgym.envs.registry import find_problem, registered
 from fleetgym.envs.workloads.blocks import fit_chains, unused_chains
 from fleetgym.experiments.comparison.scenario import PartName, Scenario
+from fleetgym.experiments.harness.config import plain, spec
 
 
 def problem_of(cfg: DictConfig, part: PartName | None = None) -> Problem:

@@ -7,6 +7,7 @@ import pytest
 from places import DATA
 from routing_envs import ROUTING_ID
 
+from fleetgym.envs import registered
 from fleetgym.envs.fingerprint import fingerprint
 
 PINNED = json.loads((DATA / "fingerprints.json").read_text(encoding="utf-8"))
