@@ -102,7 +102,10 @@ def load_checkpoint(path: str | Path, name: str | None = None, *, problem: Probl
     if problem is not None and card["env_id"] != problem.env_id:
         raise UserError(f"checkpoint={str(path)!r}: trained for {card['env_id']!r}, not for {problem.env_id!r}")
     features = tuple(card["features"])
-    offered = find_problem(card["env_id"]).offers
+    try:
+        offered = find_problem(card["env_id"]).offers
+    except UserError as error:
+        raise UserError(f"checkpoint={str(path)!r}: trained for {card['env_id']!r}: {error}") from None
     if not set(features) <= set(offered) or card["schema_digest"] != schema_digest(features):
         raise UserError(f"checkpoint={str(path)!r}: trained with another version of the observation schema")
     model = ALGORITHMS[card["algorithm"]].load(file, device="cpu")

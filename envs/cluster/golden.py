@@ -66,7 +66,13 @@ class GoldenScheduler(Protocol):
     """What a scheduler must offer to be replayed; requests are named by their index in the case."""
 
     def add(self, request: int) -> None:
-        """Let a request arrive."""
+        """Let a request arrive.
+
+        Parameters
+        ----------
+        request : int
+            Its index in the case.
+        """
 
     def schedule(self) -> Step:
         """Compose an iteration and put it in flight."""
@@ -102,13 +108,25 @@ class ScheduleReplay:
     final_free_blocks: int = 0
 
     def note(self, record: Record) -> None:
-        """Append a ``schedule()`` call."""
+        """Append a ``schedule()`` call.
+
+        Parameters
+        ----------
+        record : Record
+            Without the requests that the update after it finishes.
+        """
         self.records.append(record)
         for request, _ in record.p:
             self.preemptions[request] += 1
 
     def finish(self, requests: list[int]) -> None:
-        """Note which requests an update finished."""
+        """Note which requests an update finished.
+
+        Parameters
+        ----------
+        requests : list of int
+            Their indices; they are added to the latest record.
+        """
         for request in requests:
             self.records[-1].f.append(request)
             self.unfinished.remove(request)
@@ -215,14 +233,47 @@ def _in_flight(depth: object) -> bool:
 
 
 def case_request(case: Case, index: int) -> Request:
-    """Request ``index`` of a case; its chain of content ids is unrolled from ``[first, count]`` ranges."""
+    """One request of a case; its chain of content ids is unrolled from ``[first, count]`` ranges.
+
+    Parameters
+    ----------
+    case : mapping
+    index : int
+        Its place in ``requests``.
+
+    Returns
+    -------
+    Request
+
+    Raises
+    ------
+    KeyError
+        ``prompt`` or ``output`` is missing.
+    """
     row = case["requests"][index]
     chain = [first + offset for first, count in row.get("chain", ()) for offset in range(count)]
     return Request(index, row["prompt"], row["output"], row.get("prio", 0), row.get("t", 0), chain)
 
 
 def replay(case: Case, make_scheduler: Callable[[Case], GoldenScheduler] = ReferenceReplay) -> ScheduleReplay:
-    """Drive a scheduler through a case, in the order of calls in which the file was recorded."""
+    """Drive a scheduler through a case, in the order of calls in which the file was recorded.
+
+    Parameters
+    ----------
+    case : mapping
+    make_scheduler : callable
+        Puts a fresh scheduler with the case's settings and requests behind the protocol.
+
+    Returns
+    -------
+    ScheduleReplay
+        Cut off once it is longer than the case.
+
+    Raises
+    ------
+    UnsupportedCaseError
+        The scheduler does not model what the case uses.
+    """
     scheduler = make_scheduler(case)
     depth, arrivals = case["config"]["depth"], [row["step"] for row in case["requests"]]
     pending = deque(sorted(range(len(arrivals)), key=lambda index: (arrivals[index], index)))
@@ -258,7 +309,17 @@ def replay(case: Case, make_scheduler: Callable[[Case], GoldenScheduler] = Refer
 
 
 def expected_records(case: Case) -> Iterator[Record]:
-    """Unroll the merged records of a case: one per ``schedule()`` call."""
+    """Unroll the merged records of a case.
+
+    Parameters
+    ----------
+    case : mapping
+
+    Yields
+    ------
+    Record
+        One per ``schedule()`` call.
+    """
     for record in case["trace"]:
         repeats = record.get("n", 1)
         free = [value for value, count in record["b"] for _ in range(count)] if repeats > 1 else [record["b"]]
@@ -277,7 +338,17 @@ def expected_records(case: Case) -> Iterator[Record]:
 
 
 def compare(case: Case, got: ScheduleReplay) -> Difference | None:
-    """Give the first field in which a replay differs from the recorded case, or None."""
+    """Give the first field in which a replay differs from the recorded case.
+
+    Parameters
+    ----------
+    case : mapping
+    got : ScheduleReplay
+
+    Returns
+    -------
+    Difference or None
+    """
 
     def difference(step: int, name: str, expected: object, value: object) -> Difference:
         return Difference(case["seed"], tuple(case["tags"]), step, name, expected, value)
@@ -299,7 +370,17 @@ def compare(case: Case, got: ScheduleReplay) -> Difference | None:
 
 
 def load_cases(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Read a golden file, gzip or plain, case by case.
+    """Read a golden file case by case.
+
+    Parameters
+    ----------
+    path : str or Path
+        JSONL, gzip or plain.
+
+    Yields
+    ------
+    dict
+        With all of `REQUIRED_KEYS`.
 
     Raises
     ------
@@ -320,7 +401,23 @@ def load_cases(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def replay_file(path: str | Path, make_scheduler: Callable[[Case], GoldenScheduler] = ReferenceReplay) -> GoldenReport:
-    """Replay and compare every case of a file."""
+    """Replay and compare every case of a file.
+
+    Parameters
+    ----------
+    path : str or Path
+    make_scheduler : callable
+        As for `replay`.
+
+    Returns
+    -------
+    GoldenReport
+
+    Raises
+    ------
+    UserError
+        The file cannot be read or a line is not a case.
+    """
     report = GoldenReport()
     for case in load_cases(path):
         try:

@@ -74,7 +74,18 @@ class Request:
         return (self.priority, self.arrival_ns, self.index)
 
     def content(self, block: int) -> ContentId:
-        """Content id of full block number ``block`` of the sequence."""
+        """Content id of a full block of the sequence.
+
+        Parameters
+        ----------
+        block : int
+            Its number in the sequence, from 0.
+
+        Returns
+        -------
+        int or (int, int)
+            As the trace names it, else one that no other request has.
+        """
         return self.chain[block] if block < len(self.chain) else (self.index, block)
 
 
@@ -127,6 +138,11 @@ class Scheduler:
         KV blocks, the null block included.
     max_model_len : int
         Longest prompt + output in tokens.
+
+    Raises
+    ------
+    ValueError
+        Settings that still depend on the GPU.
     """
 
     def __init__(self, args: EngineArgs, num_gpu_blocks: int, max_model_len: int) -> None:
@@ -148,14 +164,26 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def add(self, request: Request) -> None:
-        """Queue a request that has just arrived."""
+        """Queue a request that has just arrived, or a victim of the priority policy.
+
+        Parameters
+        ----------
+        request : Request
+            Not in either list.
+        """
         if self.args.scheduling_policy == "priority":
             bisect.insort(self.waiting, request, key=lambda other: other.rank)
         else:
             self.waiting.append(request)
 
     def schedule(self) -> StepPlan:
-        """Compose the next iteration: running requests first, then, if nobody was preempted, waiting ones."""
+        """Compose the next iteration: running requests first, then, if nobody was preempted, waiting ones.
+
+        Returns
+        -------
+        StepPlan
+            Its tokens count as computed from now on. It may be empty.
+        """
         plan = StepPlan()
         self._share = self._largest_share()
         budget = self._schedule_running(plan)
@@ -165,9 +193,18 @@ class Scheduler:
         return plan
 
     def update(self, plan: StepPlan) -> list[Request]:
-        """Return the tokens of an executed iteration: the requests that got one, in scheduling order.
+        """Return the tokens of an executed iteration.
 
-        A request with ``generated == output_tokens`` is finished and has given its blocks back.
+        Parameters
+        ----------
+        plan : StepPlan
+            The oldest one in flight.
+
+        Returns
+        -------
+        list of Request
+            Those that got a token, in scheduling order. One with ``generated == output_tokens`` is finished and has
+            given its blocks back.
         """
         for request in plan.samples:
             request.generated += 1

@@ -123,6 +123,11 @@ class EngineArgs:
         gpu : str
             As in the catalogue, ``RTX4090``.
 
+        Returns
+        -------
+        EngineArgs
+            With ``max_num_batched_tokens`` and ``max_num_seqs``; the rule is vLLM's ``EngineArgs.get_batch_defaults``.
+
         Raises
         ------
         UserError
@@ -375,5 +380,20 @@ class Slo:
         return self.ttft_s, self.ttft_s_per_1k_prompt_tokens, self.tpot_s
 
     def scaled(self, factor: float) -> Slo:
-        """Return the objectives multiplied by ``factor`` (above 1: looser)."""
+        """Return the objectives multiplied by a factor.
+
+        Parameters
+        ----------
+        factor : float
+            Above 1: looser.
+
+        Returns
+        -------
+        Slo
+
+        Raises
+        ------
+        UserError
+            A factor that is not positive and finite.
+        """
         return Slo(*(factor * limit for limit in self.limits))

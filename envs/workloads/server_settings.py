@@ -41,7 +41,19 @@ class KvBlocks(NamedTuple):
 
 
 def recorded_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Scheduler settings in ``meta.json`` as fields of `EngineArgs`; null and absent ones are left out."""
+    """Scheduler settings in ``meta.json`` as fields of `EngineArgs`.
+
+    Parameters
+    ----------
+    meta : mapping
+        The parsed file. A setting stands under its field's name, or vLLM's where that differs, in ``engine_kwargs`` or
+        ``kv_cache``.
+
+    Returns
+    -------
+    dict
+        Null and absent ones are left out. Values are as recorded, of whatever type.
+    """
     merged = {**_dict(meta, "kv_cache"), **_dict(meta, "engine_kwargs")}
     found = {name: merged[name] for name in SERVER_SETTINGS if merged.get(name) is not None}
     if merged.get("scheduler_reserve_full_isl") is not None:
@@ -69,6 +81,10 @@ def find_kv_blocks(
         The server's; None if unknown: a wrong one would be taken for a full cache.
     catalogue_tokens : int
         The catalogue's estimate of one rank's KV capacity.
+
+    Returns
+    -------
+    KvBlocks
     """
     if given is not None:
         return KvBlocks(given, "given", "given as kv_blocks")
@@ -104,6 +120,14 @@ def held_blocks(run: MeasuredRun, times_s: NDArray[np.float64], block_size: int)
 
     A request is taken to hold its prompt, and its answer growing evenly, from its first token to its finish: what is
     still in prefill or was preempted is not seen, so that the figure is a little low, or high, respectively.
+
+    Parameters
+    ----------
+    run : MeasuredRun
+    times_s : ndarray of float, shape (T,)
+        Seconds after the first arrival.
+    block_size : int
+        Tokens of one KV block.
     """
     nameable = block_size % run.chain_tokens == 0
     trace = regroup(run.trace, run.chain_tokens, block_size) if nameable else run.trace

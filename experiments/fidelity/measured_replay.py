@@ -93,6 +93,15 @@ class MeasuredReplay:
             Extra factor on every iteration.
         load_at_s : ndarray of float, shape (T,), optional
             When to look at the running and waiting requests, in seconds after the first arrival.
+
+        Returns
+        -------
+        Simulation
+
+        Raises
+        ------
+        UserError
+            A request that the measured server served does not fit into this instance's cache.
         """
         instance = replace(self.instance, latency_scale=latency_scale)
         trace = self.run.trace
@@ -115,7 +124,19 @@ class MeasuredReplay:
         )
 
     def errors(self, simulation: Simulation, chosen: NDArray[np.bool_] | None = None) -> ErrorTable:
-        """Compare over the finished requests, or those of them that are ``chosen``."""
+        """Compare a simulation with the measured latencies.
+
+        Parameters
+        ----------
+        simulation : Simulation
+        chosen : ndarray of bool, shape (R,), optional
+            Requests to compare over, as far as they finished; by default all.
+
+        Returns
+        -------
+        dict
+            As `error_table` gives it.
+        """
         judged = self.run.finished if chosen is None else self.run.finished & chosen
         return error_table(self.run.latencies, simulation.latencies, judged)
 
@@ -151,6 +172,15 @@ class MeasuredReplay:
 def replay_from(cfg: DictConfig) -> MeasuredReplay:
     """Read the measured run that a config names and describe the instance that repeats it.
 
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``validate`` or ``calibrate``.
+
+    Returns
+    -------
+    MeasuredReplay
+
     Raises
     ------
     UserError
@@ -184,7 +214,19 @@ def replay_from(cfg: DictConfig) -> MeasuredReplay:
 def error_table(
     measured: Mapping[str, Floats], simulated: Mapping[str, Floats], chosen: NDArray[np.bool_]
 ) -> ErrorTable:
-    """``{metric: {statistic: {measured_s, simulated_s, error_pct}}}`` over the chosen requests."""
+    """Compare statistics of latencies over the chosen requests.
+
+    Parameters
+    ----------
+    measured, simulated : mapping of str to ndarray, shape (R,)
+        `METRICS` in seconds; nan: none.
+    chosen : ndarray of bool, shape (R,)
+
+    Returns
+    -------
+    dict
+        ``{metric: {statistic: {measured_s, simulated_s, error_pct}}}``; null where nothing is known.
+    """
     return {
         name: {
             statistic: _error(

@@ -7,14 +7,15 @@ import pytest
 from places import DATA
 from routing_envs import ROUTING_ID
 
+from fleetgym.envs import registered
 from fleetgym.envs.fingerprint import fingerprint
 
 PINNED = json.loads((DATA / "fingerprints.json").read_text(encoding="utf-8"))
 
 
 def test_every_registered_environment_is_listed_and_pinned() -> None:
-    registered = {env_id for env_id in gymnasium.registry if env_id.startswith("fleetgym/")}
-    assert set(PINNED) == set(registered()) == registered
+    known = {env_id for env_id in gymnasium.registry if env_id.startswith("fleetgym/")}
+    assert set(PINNED) == set(registered()) == known
 
 
 @pytest.mark.parametrize("engine", ["kernel", "reference"])

@@ -149,7 +149,7 @@ def test_a_fleet_with_data_parallel_groups_is_loaded_by_their_own_rate_in_both_e
 def test_a_new_process_gives_equal_arrays() -> None:
     digest = hashlib.sha256(b"".join(a.tobytes() for a in rollout(make(), 3))).hexdigest()
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import hashlib; from test_routing_env import make, rollout; "
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']; import hashlib; from test_routing_env import make, rollout; "
         "print(hashlib.sha256(b''.join(a.tobytes() for a in rollout(make(), 3))).hexdigest())"
     )
     done = subprocess.run(
@@ -250,7 +250,7 @@ def test_return_is_minus_the_latency_up_to_the_last_dispatch_and_the_charge_of_f
     while not truncated:
         _, reward, _, truncated, info = env.step(step % 2)
         assert reward == pytest.approx(
-            -terms(info)["unfinished_request_s"] - charge_s(env.config) * terms(info)["rejected"]
+            -terms(info)["unfinished_request_s"] - charge_s(env.problem) * terms(info)["rejected"]
         )
         total, step = total + reward, step + 1
     arrival_ns, results = env._engine.requests(0)["arrival_ns"], env._engine.results(0)
@@ -258,7 +258,7 @@ def test_return_is_minus_the_latency_up_to_the_last_dispatch_and_the_charge_of_f
     failed = results["status"] == REJECTED
     spent_s = np.where(failed, 0, np.minimum(results["finish_ns"], last_ns) - arrival_ns).sum() * 1e-9
     assert 0 < failed.sum() < 60
-    assert total == pytest.approx(-spent_s - charge_s(env.config) * failed.sum(), rel=1e-9)
+    assert total == pytest.approx(-spent_s - charge_s(env.problem) * failed.sum(), rel=1e-9)
     # What is still unfinished then is not in it: the whole latency is more.
     whole_s = np.where(failed, 0, results["finish_ns"] - arrival_ns).sum() * 1e-9
     assert spent_s < whole_s
@@ -363,7 +363,7 @@ def test_saturation_rate_is_what_an_overloaded_instance_serves(gpu: str) -> None
     end_ns = env._engine.requests(0)["arrival_ns"].max()
     finish_ns = env._engine.results(0)["finish_ns"]
     served_rps = np.count_nonzero((end_ns / 2 < finish_ns) & (finish_ns <= end_ns)) / (end_ns / 2 * 1e-9)
-    saturation = saturation_rps(env.config.cluster.expanded[0], env.config.workload)
+    saturation = saturation_rps(env.problem.cluster.expanded[0], env.problem.workload)
     assert served_rps == pytest.approx(saturation, rel=0.1)
 
 
@@ -424,7 +424,7 @@ def test_episode_metrics_are_those_of_the_metrics_module(engine: str) -> None:
     while not truncated:
         *_, truncated, info = env.step(6)
     requests, results = env._engine.requests(0), env._engine.results(0)
-    columns = per_request(Trace(requests), results, env.config.slo, failure_s=env.config.failure_s)
+    columns = per_request(Trace(requests), results, env.problem.slo, failure_s=env.problem.failure_s)
     for name in ("ttft_s", "tpot_s", "e2e_s", "e2e_charged_s"):
         assert info["episode_metrics"][f"mean_{name}"] == pytest.approx(np.nanmean(columns[name]), rel=1e-12)
     assert info["episode_metrics"]["slo_attainment"] == columns["slo_met"].mean()

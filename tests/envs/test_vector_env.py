@@ -149,7 +149,7 @@ def test_autoreset_mode_is_declared_and_same_step_by_default(arguments: dict[str
     assert env.spec.id == ROUTING_ID
     assert repr(env) == f"FleetVectorEnv({ROUTING_ID}, num_envs=2)"
     again = gym.make_vec(env.spec)
-    assert (again.num_envs, again.autoreset_mode, again.config) == (2, mode, env.config)
+    assert (again.num_envs, again.autoreset_mode, again.problem) == (2, mode, env.problem)
 
 
 def test_unknown_autoreset_mode_is_named() -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import refused
 
 from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.latency import find_row
 from fleetgym.envs.cluster.requests import Trace, make_trace
-from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
+from fleetgym.envs.cluster.spec import SETTINGS, ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.fidelity.measured_replay import METRICS, STATISTICS, MeasuredReplay, error_table, replay_from
 from fleetgym.experiments.harness.config import compose_config
@@ -231,6 +232,10 @@ def test_a_full_cache_is_recognised_and_its_size_reconstructed(tmp_path: Path) -
         ("kv_blocks=0", "kv_blocks=0: must be a whole number of at least 1"),
         ("kv_blocks=12", "kv_blocks=12: request [0-9]+ .* must fit"),
         ("vllm.max_num_seqs=0", "vllm: max_num_seqs=0: must be at least 1"),
+        ("vllm.max_num_seqs=many", "vllm.max_num_seqs='many': expected a whole number, got str"),
+        ("vllm.long_prefill_token_threshold=-1", "vllm: long_prefill_token_threshold=-1: must be at least 0"),
+        ("vllm.max_num_scheduled_tokens=0", "vllm: max_num_scheduled_tokens=0: must be at least 1"),
+        ("vllm.max_num_scheduled_tokens=4096", "must be at most max_num_batched_tokens=2048"),
         ("ep=2", "ep=2: must be 1 for model='Llama-3.1-8B' with tp=1, dp=1"),
         ("engine=warp", "engine='warp': unknown"),
         ("measured=/nowhere", "measured='/nowhere': must be a folder"),
@@ -248,6 +253,34 @@ def test_a_folder_without_meta_takes_its_settings_from_the_command_line(folder: 
     assert replay.settings["max_num_seqs"] == (24, "command line")
     assert replay.settings["async_scheduling"] == (True, "vLLM's default")
     assert worst(replay) < 0.01
+
+
+def test_settings_of_the_scheduler_are_read_from_meta_by_the_names_of_the_fields(tmp_path: Path) -> None:
+    settings = {"long_prefill_token_threshold": 128, "max_num_scheduled_tokens": 300}
+    spec = replace(server(), engine=replace(ARGS, **settings))
+    run = write_run(tmp_path / "run", spec, kwargs=ENGINE_KWARGS | settings)
+    replay = replay_of(run)
+    for name, value in settings.items():
+        assert replay.settings[name] == (value, "meta.json")
+    assert worst(replay) < 0.01
+    for name, value in {"long_prefill_token_threshold": 0, "max_num_scheduled_tokens": 2048}.items():
+        other = replay_of(run, f"vllm.{name}={value}")
+        assert other.settings[name] == (value, "command line")
+        assert worst(other) > 1.0, f"{name} decides nothing"
+
+
+@pytest.mark.parametrize("name", ["validate", "calibrate"])
+def test_every_setting_of_a_server_is_a_key_of_the_command(name: str) -> None:
+    assert dict(compose_config(name).vllm) == dict.fromkeys(set(SETTINGS) - {"num_gpu_blocks"})
+
+
+@pytest.mark.parametrize("name", ["validate", "calibrate"])
+def test_a_setting_that_does_not_exist_is_one_line_with_near_matches(name: str, folder: Path, tmp_path: Path) -> None:
+    given = (name, f"measured={folder}", "gpu=RTX4090", "model=Llama-3.1-8B")
+    line = refused(tmp_path, *given, "vllm.max_num_seq=9")
+    assert line.startswith("error: vllm.max_num_seq: unknown key; did you mean max_num_seqs, ")
+    line = refused(tmp_path, *given, "vllm.foo=1")
+    assert line.startswith("error: vllm.foo: unknown key (allowed: async_scheduling, block_size, ")
 
 
 def fleetgym(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
