@@ -115,7 +115,7 @@ WRONG: list[tuple[str, str]] = [
     ("simulate workload.rate_rps=1e-9 workload.arrivals={process:poisson}", "workload.rate_rps=1e-09: too slow"),
     ("simulate workload.rate_scale_range=[1e-300,1e-300]", "workload.rate_scale_range=[1e-300, 1e-300]: too slow"),
     # What the command does not read, or what another setting makes void
-    ("simulate env.id=nonsense", "env.id='nonsense': unknown (allowed: fleetgym.envs:fleetgym/Routing-v0)"),
+    ("simulate env.id=nonsense", "env.id='nonsense': is not registered (allowed: fleetgym/Routing-v0)"),
     ("simulate reward=ttft", "reward: simulate does not read this; read by train"),
     ("simulate reward.scale=2", "reward.scale: simulate does not read this; read by train"),
     ("evaluate reward=ttft", "reward=ttft: evaluate does not read this; read by train"),
