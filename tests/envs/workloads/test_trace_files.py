@@ -794,7 +794,7 @@ def test_notes_are_given_once_per_command_and_faults_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     path = write_lines(tmp_path / "t.jsonl", SIXTEEN)
     overrides = ["workload=jsonl", f"workload.path={path}", "env.load=null", "env.num_requests=null"]
-    cfg = compose_config("routing", overrides)
+    cfg = compose_config("experiment_base", overrides)
     from_config._tell.cache_clear()
     for part in (None, "train", "test"):
         from_config.problem_of(cfg, part)
@@ -803,7 +803,7 @@ def test_notes_are_given_once_per_command_and_faults_before_anything_is_written(
     assert shown[0].startswith("note: the workload names shared prompt blocks, but no instance caches them")
     group = "{gpu: RTXPRO6000, model: Llama-3.1-8B, engine: {block_size: 32, enable_prefix_caching: true}}"
     with pytest.raises(UserError, match=r"block_size=32: .*blocks of 16 tokens"):
-        from_config.problem_of(compose_config("routing", [*overrides, f"cluster.instances=[{group}]"]))
+        from_config.problem_of(compose_config("experiment_base", [*overrides, f"cluster.instances=[{group}]"]))
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.jsonl"]
 
 
