@@ -77,7 +77,7 @@ class Bundle:
         self._run = _bare_run(open_session(model))
         self.reset([0], 1)
 
-    def reset(self, seeds: Sequence[int], num_instances: int) -> None:
+    def reset(self, seeds: Sequence[int], num_choices: int) -> None:
         """Begin one episode per seed; the seeds only matter with ``tie_break="random"``."""
         self._generators = [np.random.default_rng([int(seed), 0x7E5]) for seed in seeds]
 

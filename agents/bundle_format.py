@@ -65,7 +65,8 @@ class FeatureSpec:
     Attributes
     ----------
     name, unit, meaning : str
-    scope : {"instance", "request"}
+    scope : {"choice", "instance", "request", "cluster"}
+        ``instance`` is what bundles of instances called a choice.
     tag : {"local", "scraped", "static", "request"}
         Where a router gets the value.
     low, high : float
@@ -120,8 +121,8 @@ class FeatureSpec:
         """Return why this row cannot be used, or None."""
         limit = float(np.finfo(np.float32).max)
         numbers = (self.low, self.high, self.scale, self.missing)
-        if self.scope not in ("instance", "request"):
-            return f"scope={shown(self.scope)}: allowed are instance, request"
+        if self.scope not in ("choice", "instance", "request", "cluster"):
+            return f"scope={shown(self.scope)}: allowed are choice, instance, request, cluster"
         if self.tag not in TAGS:
             return f"tag={shown(self.tag)}: a router cannot know it; allowed are {', '.join(TAGS)}"
         if self.transform not in ("log1p", "linear"):

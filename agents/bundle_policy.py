@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetgym.agents.bundle import BundleError, load
+from fleetgym.agents.bundle_format import FeatureSpec
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.features import select
+from fleetgym.envs.problem import Problem
+from fleetgym.envs.signals import find_signal
 
 
 class BundlePolicy:
@@ -19,23 +21,38 @@ class BundlePolicy:
     Raises
     ------
     UserError
-        The bundle is refused, or wants a feature that this observation schema does not have.
+        The bundle is refused, exported from another environment, or wants a feature that this one does not have or means otherwise.
     """
 
     kind = "bundle"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, problem: Problem | None = None) -> None:
         try:
             self.bundle = load(path)
         except BundleError as error:
             raise UserError(f"bundle={str(path)!r}: {error}") from None
         self.name = self.bundle.name
-        self.features = tuple(feature.name for feature in select(self.bundle.features))
+        self.features = self.bundle.features
+        _check(f"bundle={str(path)!r}", self.bundle.manifest["environment"]["id"], self.bundle.feature_specs, problem)
 
-    def reset(self, seeds: Sequence[int], num_instances: int) -> None:
+    def reset(self, seeds: Sequence[int], num_choices: int) -> None:
         """Begin one episode per seed."""
-        self.bundle.reset(seeds, num_instances)
+        self.bundle.reset(seeds, num_choices)
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose an instance per environment (`fleetgym.baselines.base.Policy.act`)."""
+        """Choose an instance per environment (`fleetgym.envs.policy.Policy.act`)."""
         return self.bundle.act(observation, mask)
+
+
+def _check(where: str, env_id: str, specs: Sequence[FeatureSpec], problem: Problem | None) -> None:
+    """Refuse what was made for another environment (a bundle that names none goes by its columns) or schema."""
+    if problem is not None and env_id not in ("", problem.env_id):
+        raise UserError(f"{where}: exported from {env_id!r}, not from {problem.env_id!r}")
+    for spec in specs:
+        signal = find_signal(spec.name)
+        if problem is not None and spec.name not in problem.offers:
+            raise UserError(f"{where}: needs feature {spec.name!r}, which {problem.env_id} does not offer")
+        if signal.tag == "privileged":
+            raise UserError(f"{where}: feature {spec.name!r} is privileged: no router can know it")
+        if spec.unit != signal.unit:
+            raise UserError(f"{where}: feature {spec.name!r} is in {spec.unit}, here it is in {signal.unit}")

@@ -7,11 +7,11 @@ recognised, or refused, without unpickling anything.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fleetgym.envs.atomic import write_text
 from fleetgym.envs.errors import UserError
 
 _REQUIRED: Mapping[str, type] = {
@@ -45,9 +45,7 @@ def write_card(checkpoint: str | Path, card: Mapping[str, Any]) -> Path:
     if missing := [name for name in _REQUIRED if name not in card]:
         raise ValueError(f"card lacks {', '.join(missing)}")
     target = card_path(checkpoint)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    partial.write_text(json.dumps(card, indent=2, default=list) + "\n", encoding="utf-8")
-    os.replace(partial, target)
+    write_text(target, json.dumps(card, indent=2, default=list) + "\n")
     return target
 
 

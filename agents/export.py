@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -49,8 +46,11 @@ from fleetgym.agents.bundle_format import (
 from fleetgym.agents.bundle_verify import verify
 from fleetgym.agents.checkpoint import read_card
 from fleetgym.agents.evaluate_numpy import evaluate
+from fleetgym.envs import find_problem
+from fleetgym.envs.atomic import making_folder
 from fleetgym.envs.errors import UserError, did_you_mean
-from fleetgym.envs.features import FEATURE_BY_NAME, SCHEMA_VERSION, schema_digest, select
+from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
+from fleetgym.envs.signals import find_signal
 
 FALLBACK = "least_inflight"
 _VECTORS_PER_SIZE = 64
@@ -170,7 +170,7 @@ def policy_graph(policy: torch.nn.Module, features: Sequence[str]) -> bytes:
     """Return the ONNX graph of a row scorer as it is now, the same that a bundle of it holds but for the score unit."""
     state = policy.state_dict()
     weights = _weights(state, Path("policy"))
-    specs = tuple(FeatureSpec.of(feature).limited() for feature in select(features, oracle=True))
+    specs = tuple(FeatureSpec.of(find_signal(name)).limited() for name in features)
     activation = "tanh" if bool(state["mlp_extractor.uses_tanh"]) else "relu"
     return onnx_bytes("scorer_mlp", activation, feature_tensors(specs) | weights)
 
@@ -182,16 +182,16 @@ def _exportable(card: Mapping[str, Any], where: str) -> tuple[FeatureSpec, ...]:
             " a bundle serves any number: train agent=ppo_scorer"
         )
     names = tuple(card["features"])
-    unknown = [name for name in names if name not in FEATURE_BY_NAME]
+    unknown = not set(names) <= set(find_problem(card["env_id"]).offers)
     if card["schema_version"] != SCHEMA_VERSION or unknown or card["schema_digest"] != schema_digest(names):
         raise UserError(
             f"{where}: trained on another observation schema (version {card['schema_version']}, digest"
             f" {card['schema_digest']}) than this one (version {SCHEMA_VERSION})"
         )
-    for feature in select(names, oracle=True):
-        if feature.tag == "privileged":
-            raise UserError(f"{where}: uses feature {feature.name!r}, which is privileged: no router can know it")
-    return tuple(FeatureSpec.of(feature).limited() for feature in select(names))
+    for name in names:
+        if find_signal(name).tag == "privileged":
+            raise UserError(f"{where}: uses feature {name!r}, which is privileged: no router can know it")
+    return tuple(FeatureSpec.of(find_signal(name)).limited() for name in names)
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -231,7 +231,7 @@ def from_heuristic(policy: str, config: Mapping[str, Any] | None = None) -> Sour
         raise UserError(f"policy={policy!r}: has no linear score to export{did_you_mean(policy, LINEAR_SCORES)}")
     form = LINEAR_SCORES[policy]
     weights = {"score.weight": np.array([list(form.values())], np.float32)}
-    features = tuple(FeatureSpec.of(feature) for feature in select(tuple(form)))
+    features = tuple(FeatureSpec.of(find_signal(name)) for name in form)
     return Source(policy, "linear_score", features, weights, config=config or {})
 
 
@@ -252,21 +252,12 @@ def write_bundle(folder: str | Path, source: Source) -> Path:
         The folder exists or cannot be written.
     """
     target = check_target(folder)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"bundle={str(folder)!r}: cannot write there: {error.strerror}") from None
-    try:
+    with making_folder(target) as temporary:
         for name, data in bundle_files(source).items():
             (temporary / name).write_bytes(data)
         report = verify(temporary)
         if not report["passed"]:
             raise UserError(f"{source.name}: the bundle would not compute what the policy does: {report}")
-        temporary.chmod(0o755)
-        os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -415,7 +406,7 @@ def _vectors(
         extreme = rng.choice([f.low, f.high, f.low - 1.0, f.high * 2.0 + 1.0, np.inf, -np.inf], (b, n))
         which = rng.choice(4, (b, n), p=(0.6, 0.2, 0.1, 0.1))
         values = np.select([which == 0, which == 1, which == 2], [typical, wide, extreme], np.nan)
-        if f.scope == "request":
+        if f.scope in ("request", "cluster"):
             values = np.repeat(values[:, :1], n, axis=1)
         observation[:, :, column] = values
     observation[0] = 0.0  # an idle fleet: all instances equal

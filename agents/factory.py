@@ -71,7 +71,7 @@ class AgentSpec:
 
 def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
     """Build an untrained model on ``env``; everything random follows from ``seed``."""
-    policy, policy_kwargs = _policy(spec, env.env.config.features)
+    policy, policy_kwargs = _policy(spec, env.env.problem.features)
     learning_env = learner_env(spec, env)
     try:
         return ALGORITHMS[spec.algorithm](

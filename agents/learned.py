@@ -21,9 +21,10 @@ from fleetgym.agents.bundle import open_session
 from fleetgym.agents.checkpoint import read_card
 from fleetgym.agents.export import policy_graph
 from fleetgym.agents.factory import ALGORITHMS
-from fleetgym.envs import ROUTING_ID
+from fleetgym.envs import find_problem
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import schema_digest
+from fleetgym.envs.problem import Problem
 
 
 class LearnedPolicy:
@@ -57,16 +58,16 @@ class LearnedPolicy:
             self.num_instances = None
             self._graph = open_session(policy_graph(self._policy, features))
 
-    def reset(self, seeds: Sequence[int], num_instances: int) -> None:
+    def reset(self, seeds: Sequence[int], num_choices: int) -> None:
         """Check that the model fits a fleet of ``num_instances``; it keeps no state."""
-        if self.num_instances not in (None, num_instances):
+        if self.num_instances not in (None, num_choices):
             raise UserError(
                 f"checkpoint: {self.name} was trained for exactly {self.num_instances} instances, the cluster has "
-                f"{num_instances}; agent=ppo_scorer handles any number"
+                f"{num_choices}; agent=ppo_scorer handles any number"
             )
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose the best allowed instance per environment (`fleetgym.baselines.base.Policy.act`)."""
+        """Choose the best allowed instance per environment (`fleetgym.envs.policy.Policy.act`)."""
         if self._graph is not None:
             return self._graph.run(["action"], {"obs": np.ascontiguousarray(observation), "mask": mask})[0]
         return np.where(mask, self.scores(observation, mask), -np.inf).argmax(axis=1)
@@ -84,7 +85,7 @@ class LearnedPolicy:
         return np.asarray(out.numpy())
 
 
-def load_checkpoint(path: str | Path, name: str | None = None) -> LearnedPolicy:
+def load_checkpoint(path: str | Path, name: str | None = None, *, problem: Problem | None = None) -> LearnedPolicy:
     """Load a zip that training wrote, together with the card beside it.
 
     Raises
@@ -98,10 +99,14 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> LearnedPolicy:
     if not zipfile.is_zipfile(file):
         raise UserError(f"checkpoint={str(path)!r}: not a checkpoint that training wrote (no zip archive)")
     card = read_card(file)
-    if card["env_id"] != ROUTING_ID:
-        raise UserError(f"checkpoint={str(path)!r}: trained for {card['env_id']!r}, not for {ROUTING_ID!r}")
+    if problem is not None and card["env_id"] != problem.env_id:
+        raise UserError(f"checkpoint={str(path)!r}: trained for {card['env_id']!r}, not for {problem.env_id!r}")
     features = tuple(card["features"])
-    if card["schema_digest"] != schema_digest(features):
+    try:
+        offered = find_problem(card["env_id"]).offers
+    except UserError as error:
+        raise UserError(f"checkpoint={str(path)!r}: trained for {card['env_id']!r}: {error}") from None
+    if not set(features) <= set(offered) or card["schema_digest"] != schema_digest(features):
         raise UserError(f"checkpoint={str(path)!r}: trained with another version of the observation schema")
     model = ALGORITHMS[card["algorithm"]].load(file, device="cpu")
     return LearnedPolicy(model, features, name or str(card.get("name", file.stem)))

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from fleetgym.envs.features import select
+from fleetgym.envs.features import Transform, cleaned, scaled
 
 
 class SchemaTransform(nn.Module):
@@ -18,37 +18,25 @@ class SchemaTransform(nn.Module):
     Missing values (NaN) are replaced, the rest is clipped to the declared range and scaled to about [0, 1].
     """
 
-    low: Tensor
-    high: Tensor
-    missing: Tensor
-    log_scale: Tensor
-    scale: Tensor
-    is_log: Tensor
-
     def __init__(self, features: Sequence[str]) -> None:
         super().__init__()
-        rows = select(features, oracle=True)
-        is_log = torch.tensor([f.transform == "log1p" for f in rows])
-        scale = torch.tensor([f.scale for f in rows], dtype=torch.float32)
-        self.register_buffer("low", torch.tensor([f.low for f in rows], dtype=torch.float32), persistent=False)
-        self.register_buffer("high", torch.tensor([f.high for f in rows], dtype=torch.float32), persistent=False)
-        self.register_buffer("missing", torch.tensor([f.missing for f in rows], dtype=torch.float32), persistent=False)
-        self.register_buffer("is_log", is_log, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("log_scale", torch.where(is_log, torch.log1p(scale), scale), persistent=False)
+        for name, column in Transform.of(features, torch.as_tensor)._asdict().items():
+            self.register_buffer(name, column, persistent=False)
+
+    @property
+    def columns(self) -> Transform:
+        """The columns' properties."""
+        return Transform(*(getattr(self, name) for name in Transform._fields))
 
     def forward(self, observation: Tensor) -> Tensor:
         """Transform raw features."""
-        x = self._clean(observation)
-        return torch.where(self.is_log, torch.log1p(x.clamp(min=0.0)), x) / self.log_scale
+        transformed: Tensor = scaled(self.columns, observation, torch)
+        return transformed
 
     def linear(self, observation: Tensor) -> Tensor:
         """Scale raw features to their typical size without any logarithm."""
-        return self._clean(observation) / self.scale
-
-    def _clean(self, observation: Tensor) -> Tensor:
-        x = torch.where(torch.isnan(observation), self.missing, observation)
-        return torch.minimum(torch.maximum(x, self.low), self.high)
+        known: Tensor = cleaned(self.columns, observation, torch)
+        return known / self.columns.scale
 
 
 class SchemaExtractor(BaseFeaturesExtractor):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from fleetgym.agents.checkpoint import write_card
 from fleetgym.agents.factory import AgentSpec, learner_env, make_model
 from fleetgym.agents.learned import LearnedPolicy, load_checkpoint
 from fleetgym.agents.vec_env import FleetVecEnv
-from fleetgym.envs.cluster.metrics import find_ranking, flatten, summarize
+from fleetgym.envs.atomic import replacing
+from fleetgym.envs.cluster.metrics import find_ranking, flatten
+from fleetgym.envs.episodes import Episode, play
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.features import observation_space, select
-from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig
-from fleetgym.envs.vector import RoutingVectorEnv
+from fleetgym.envs.problem import Problem
+from fleetgym.envs.vector import FleetVectorEnv
 
 HELD_OUT_FIGURES = (
     "e2e_charged_s.mean", "e2e_charged_s.p99", "ttft_charged_s.mean", "ttft_charged_s.p99", "tpot_s.mean",
@@ -75,7 +75,7 @@ class TrainSpec:
 
 
 def held_out_score(
-    policy: LearnedPolicy, config: RoutingConfig, episodes: int, rank_by: str = "e2e_charged_s.mean"
+    policy: LearnedPolicy, config: Problem, episodes: int, rank_by: str = "e2e_charged_s.mean"
 ) -> dict[str, float]:
     """Mean figures of greedy episodes on ``config``, always the same ones.
 
@@ -86,45 +86,28 @@ def held_out_score(
     dict
         ``mean_reward`` (per episode), ``rank_by`` and `HELD_OUT_FIGURES`; NaN where no episode has a figure.
     """
-    batch = RoutingBatch(config, episodes, keep_traces=True)
+    batch = config.make_batch(episodes, keep_traces=True)
     for index in range(episodes):
         batch.rngs[index] = np.random.default_rng(HELD_OUT_SEED + index)
         batch.start(index)
-    policy.reset(range(episodes), config.cluster.num_instances)
-    returns = np.zeros(episodes)
-    engine = batch.engine
-    while not engine.done.all():
-        running = ~engine.done
-        rewards = batch.step(policy.act(batch.observations(), engine.mask))
-        returns += np.where(running, rewards, 0.0)
-    rows = [_figures(batch, index) for index in range(episodes)]
+    returns = play(batch, [policy], range(episodes)).returns
+    rows = [flatten(Episode.of(batch, index, policy, index).summary()) for index in range(episodes)]
     names = dict.fromkeys((rank_by, *HELD_OUT_FIGURES))
     means = {name: float(np.mean([math.nan if row[name] is None else row[name] for row in rows])) for name in names}
     return {**means, "mean_reward": float(returns.mean())}
 
 
-def _figures(batch: RoutingBatch, index: int) -> dict[str, Any]:
-    """Run an episode's cluster dry and judge it as a leaderboard does."""
-    engine, config, trace = batch.engine, batch.config, batch.traces[index]
-    assert trace is not None
-    engine.drain(index)
-    run = engine.results(index), engine.instance_stats(index), engine.gap_histogram(index)
-    return flatten(summarize(trace, *run, config.cluster, config.slo, failure_s=config.failure_s))
-
-
 def save(model: BaseAlgorithm, path: Path, card: Mapping[str, Any]) -> None:
     """Write a checkpoint and its card, each whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.zip")
-    model.save(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        model.save(temporary)
     write_card(path, {**card, "num_timesteps": model.num_timesteps})
 
 
 class HeldOutCallback(BaseCallback):
     """Evaluate on held-out episodes at start, every so many steps and at the end; keep the best model."""
 
-    def __init__(self, config: RoutingConfig, spec: TrainSpec, folder: Path, card: Mapping[str, Any]) -> None:
+    def __init__(self, config: Problem, spec: TrainSpec, folder: Path, card: Mapping[str, Any]) -> None:
         super().__init__()
         self.config, self.spec, self.folder, self.card = config, spec, folder, card
         self.best = -np.inf
@@ -144,7 +127,7 @@ class HeldOutCallback(BaseCallback):
         path = self.folder / "best_model.zip"
         if not path.exists():
             return
-        earlier = load_checkpoint(path)
+        earlier = load_checkpoint(path, problem=self.config)
         if earlier.features != self.config.features:
             raise UserError(f"{path}: the best model so far was trained on other features; use another run folder")
         self.before = self._score(earlier, earlier.model.num_timesteps)
@@ -253,7 +236,7 @@ class Trained(NamedTuple):
     before: dict[str, float] | None
 
 
-def check_fit(agent: AgentSpec, problem: RoutingConfig) -> None:
+def check_fit(agent: AgentSpec, problem: Problem) -> None:
     """Refuse an agent that cannot learn this problem."""
     if problem.available is not None and agent.network == "mlp" and agent.algorithm != "maskable_ppo":
         raise UserError(
@@ -264,8 +247,8 @@ def check_fit(agent: AgentSpec, problem: RoutingConfig) -> None:
 
 def train(
     agent: AgentSpec,
-    problem: RoutingConfig,
-    held_out: RoutingConfig,
+    problem: Problem,
+    held_out: Problem,
     spec: TrainSpec,
     folder: Path,
     card: Mapping[str, Any],
@@ -280,7 +263,7 @@ def train(
     Parameters
     ----------
     agent : AgentSpec
-    problem, held_out : RoutingConfig
+    problem, held_out : Problem
         What to learn on, and what to choose the best model by.
     spec : TrainSpec
     folder : Path
@@ -300,7 +283,7 @@ def train(
     Trained
     """
     check_fit(agent, problem)
-    env = FleetVecEnv(RoutingVectorEnv(agent.num_envs, config=problem, stagger=True, episode_metrics=False))
+    env = FleetVecEnv(FleetVectorEnv(agent.num_envs, problem=problem, stagger=True, episode_metrics=False))
     env.seed(seed)
     model = make_model(agent, env, seed) if resume is None else _resumed(resume, agent, problem, spec, env, seed)
     done = model.num_timesteps
@@ -317,7 +300,7 @@ def train(
     return Trained(model, evaluation.history, evaluation.before)
 
 
-def check_resume(path: str | Path, agent: AgentSpec, problem: RoutingConfig, spec: TrainSpec) -> BaseAlgorithm:
+def check_resume(path: str | Path, agent: AgentSpec, problem: Problem, spec: TrainSpec) -> BaseAlgorithm:
     """Load the checkpoint to go on from.
 
     Raises
@@ -325,9 +308,9 @@ def check_resume(path: str | Path, agent: AgentSpec, problem: RoutingConfig, spe
     UserError
         It does not fit the agent or the problem, or has learned as long as was asked for.
     """
-    policy = load_checkpoint(path)
+    policy = load_checkpoint(path, problem=problem)
     model = policy.model
-    space = observation_space(select(problem.features, oracle=True), problem.cluster.num_instances)
+    space = problem.observation_space
     if policy.features != problem.features or model.observation_space != space:
         raise UserError(f"resume={str(path)!r}: trained on another observation than this configuration has")
     if model.n_envs != agent.num_envs:
@@ -340,7 +323,7 @@ def check_resume(path: str | Path, agent: AgentSpec, problem: RoutingConfig, spe
 
 
 def _resumed(
-    path: str | Path, agent: AgentSpec, problem: RoutingConfig, spec: TrainSpec, env: FleetVecEnv, seed: int
+    path: str | Path, agent: AgentSpec, problem: Problem, spec: TrainSpec, env: FleetVecEnv, seed: int
 ) -> BaseAlgorithm:
     model = check_resume(path, agent, problem, spec)
     model.set_env(learner_env(agent, env))

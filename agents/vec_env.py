@@ -1,4 +1,4 @@
-"""The batched routing environment as an SB3 ``VecEnv``: a thin adapter, no Python loop per environment."""
+"""The batched environment as an SB3 ``VecEnv``: a thin adapter, no Python loop per environment."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.vector import RoutingVectorEnv
+from fleetgym.envs.vector import FleetVectorEnv
 
 
 class FleetVecEnv(VecEnv):
-    """SB3's view of a `RoutingVectorEnv`.
+    """SB3's view of a `FleetVectorEnv`.
 
     At an episode's end ``infos[i]`` holds ``terminal_observation``, ``TimeLimit.truncated``, ``episode``
     (return ``r``, length ``l``, as `Monitor` gives them) and, if the environment reports them, ``episode_metrics``.
@@ -27,7 +27,7 @@ class FleetVecEnv(VecEnv):
         ``env`` resets otherwise than SB3 expects, within the step.
     """
 
-    def __init__(self, env: RoutingVectorEnv) -> None:
+    def __init__(self, env: FleetVectorEnv) -> None:
         if env.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise UserError(f"autoreset_mode={env.autoreset_mode.value!r}: SB3 needs SameStep")
         self.env = env

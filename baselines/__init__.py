@@ -4,7 +4,8 @@ Importing this package registers all of them; `make_heuristic` builds one by nam
 """
 
 from fleetgym.baselines import load, oracle, simple, speed_aware
-from fleetgym.baselines.base import REGISTRY, Heuristic, Policy, ScorePolicy, make_heuristic, register
+from fleetgym.baselines.base import REGISTRY, Heuristic, ScorePolicy, make_heuristic, register
+from fleetgym.envs.policy import Policy
 
 __all__ = [
     "REGISTRY",

@@ -1,55 +1,18 @@
-"""The one protocol of all routing policies, and what heuristics share.
-
-A policy decides for B environments at once: ``act(observation [B, N, F], mask [B, N]) -> action [B]``.
-"""
+"""What heuristics share, and the table of them; the protocol of all policies is `fleetgym.envs.policy.Policy`."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetgym.envs.config import checked_arguments
 from fleetgym.envs.errors import UserError, did_you_mean
-from fleetgym.envs.features import DEFAULT_FEATURES
-
-
-class Policy(Protocol):
-    """What the experiments need of any policy, heuristic or learned.
-
-    Attributes
-    ----------
-    name : str
-    kind : str
-        ``heuristic``, ``learned``, ``bundle`` or ``oracle``.
-    features : tuple of str
-        Columns of the observation that ``act`` expects, in order.
-    """
-
-    name: str
-    kind: str
-    features: tuple[str, ...]
-
-    def reset(self, seeds: Sequence[int], num_instances: int) -> None:
-        """Begin one episode in each of ``len(seeds)`` environments of N instances."""
-
-    def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose an instance per environment.
-
-        Parameters
-        ----------
-        observation : ndarray of float32, shape (B, N, F)
-            Raw physical units.
-        mask : ndarray of bool, shape (B, N)
-            Instances that may be chosen, at least one per row.
-
-        Returns
-        -------
-        ndarray of int64, shape (B,)
-        """
+from fleetgym.envs.features import public
+from fleetgym.envs.signals import SIGNAL_NAMES
 
 
 class Columns:
@@ -80,29 +43,29 @@ class Heuristic:
 
     name: str = ""
     kind: str = "heuristic"
-    features: tuple[str, ...] = DEFAULT_FEATURES
+    features: tuple[str, ...] = public(SIGNAL_NAMES)
 
     def __init__(self) -> None:
         self.columns = Columns(self.features)
 
-    def reset(self, seeds: Sequence[int], num_instances: int) -> None:
-        """Begin one episode in each of ``len(seeds)`` environments of ``num_instances`` instances."""
+    def reset(self, seeds: Sequence[int], num_choices: int) -> None:
+        """Begin one episode in each of ``len(seeds)`` environments of ``num_choices`` instances."""
         self._generators = [np.random.default_rng([int(seed), 0x7E5]) for seed in seeds]
-        self._num_instances = num_instances
+        self._num_choices = num_choices
         self._next = _CHUNK
-        self._noise: NDArray[np.float64] = np.zeros((_CHUNK, len(seeds), num_instances))
+        self._noise: NDArray[np.float64] = np.zeros((_CHUNK, len(seeds), num_choices))
 
     def noise(self) -> NDArray[np.float64]:
         """Fresh uniform numbers in [0, 1), shape (B, N), one independent stream per environment."""
         if self._next == _CHUNK:
-            shape = (_CHUNK, self._num_instances)
+            shape = (_CHUNK, self._num_choices)
             self._noise = np.stack([g.random(shape) for g in self._generators], axis=1)
             self._next = 0
         self._next += 1
         return cast("NDArray[np.float64]", self._noise[self._next - 1])
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose an instance per environment (see `Policy.act`)."""
+        """Choose an instance per environment (see `fleetgym.envs.policy.Policy.act`)."""
         raise NotImplementedError
 
 
@@ -153,8 +116,6 @@ def make_heuristic(name: str, **parameters: Any) -> Heuristic:
     UserError
         Unknown name or parameter.
     """
-    import fleetgym.baselines  # noqa: F401  (registers all)
-
     cls: Any = REGISTRY.get(name)
     if cls is None and ":" in name:
         cls = _import(name)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetgym.baselines.base import Columns, ScorePolicy, register
-from fleetgym.envs.features import ORACLE_FEATURES
+from fleetgym.envs.signals import SIGNAL_NAMES
 
 
 @register("oracle_least_work")
@@ -16,7 +16,7 @@ class OracleLeastWork(ScorePolicy):
     """Smallest true remaining tokens per unit of decode speed, the newcomer's own answer included."""
 
     kind = "oracle"
-    features = ORACLE_FEATURES
+    features = SIGNAL_NAMES
 
     def score(self, s: Columns) -> NDArray[Any]:
         """Score by minus the remaining work in seconds."""

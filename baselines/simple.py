@@ -23,9 +23,9 @@ class Random(Heuristic):
 class RoundRobin(Heuristic):
     """Each instance in turn, those not allowed skipped."""
 
-    def reset(self, seeds: Sequence[int], num_instances: int) -> None:
+    def reset(self, seeds: Sequence[int], num_choices: int) -> None:
         """Start every environment at instance 0."""
-        super().reset(seeds, num_instances)
+        super().reset(seeds, num_choices)
         self._turn = np.zeros(len(seeds), np.int64)
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -6,20 +6,8 @@ worker process: ``gymnasium.make("fleetgym.envs:fleetgym/Routing-v0")``.
 
 from __future__ import annotations
 
-from gymnasium.envs.registration import register, registry
+from fleetgym.envs.registry import find_problem, register, registered
 
-ROUTING_ID = "fleetgym/Routing-v0"
-ENV_IDS = (ROUTING_ID,)
+__all__ = ["find_problem", "register", "registered"]
 
-
-def _register() -> None:
-    """Register every environment once; a module-qualified id is resolved again in each process."""
-    if ROUTING_ID not in registry:
-        register(
-            ROUTING_ID,
-            entry_point="fleetgym.envs.routing.env:RoutingEnv",
-            vector_entry_point="fleetgym.envs.vector:RoutingVectorEnv",
-        )
-
-
-_register()
+register("fleetgym/Routing-v0", "fleetgym.envs.routing.problem:Routing")

@@ -40,7 +40,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     for name in values:
         if name not in fields:
             raise UserError(f"{at}{name}: unknown field{did_you_mean(name, fields)}")
-    kwargs = {name: _convert(hints[name], values[name], f"{at}{name}") for name in fields if name in values}
+    kwargs = {name: convert(hints[name], values[name], f"{at}{name}") for name in fields if name in values}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in kwargs:
@@ -81,7 +81,7 @@ def checked_arguments(function: Callable[..., Any], values: Mapping[str, Any], w
         if name not in values and parameters[name].default is inspect.Parameter.empty:
             raise UserError(f"{where}{name}: missing; it has no default")
     return {
-        name: _convert(hints[name], value, f"{where}{name}") if name in hints else value
+        name: convert(hints[name], value, f"{where}{name}") if name in hints else value
         for name, value in values.items()
     }
 
@@ -89,7 +89,23 @@ def checked_arguments(function: Callable[..., Any], values: Mapping[str, Any], w
 _NAMES = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """Return ``value`` as the annotation ``hint`` wants it.
+
+    Parameters
+    ----------
+    hint : type
+        Annotation of a dataclass field or an argument.
+    value : object
+        From a config.
+    where : str
+        Path shown in messages.
+
+    Raises
+    ------
+    UserError
+        A value of the wrong type, or an unknown one of a few.
+    """
     if hint is Any:
         return value
     origin = typing.get_origin(hint)
@@ -101,7 +117,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         fitting = [option for option in options if fits(option, value)]
         if len(options) > 1 and not fitting:
             raise _unfit(where, value, " or ".join(map(_described, options)))
-        return _convert((fitting or options)[0], value, where)
+        return convert((fitting or options)[0], value, where)
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             raise UserError(f"{where}={value!r}: unknown{did_you_mean(value, map(str, typing.get_args(hint)))}")
@@ -112,7 +128,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             value = (value,)  # a lone name is a list of one
         if isinstance(value, (str, Mapping)) or not hasattr(value, "__iter__"):
             raise _unfit(where, value, _described(hint))
-        return tuple(_convert(element, item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(convert(element, item, f"{where}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
     if not fits(hint, value):

@@ -1,16 +1,7 @@
-"""The observation schema: one table, read by environments, baselines, agents and export.
+"""The observation schema: which columns of `fleetgym.envs.signals` an observation has, and how networks see them.
 
-An observation holds one row per instance and one column per feature, in raw physical units; request
-features repeat in every row, so that a network shared over rows handles any number of instances. The
-source tag says what a real router could know:
-
-===============  ==========================================================================
-``local``        kept by the router itself, exact and immediate
-``scraped``      read from the instance's metrics endpoint
-``static``       known from the deployment
-``request``      in the arriving request
-``privileged``   known to the simulator only; refused by every policy not registered as oracle
-===============  ==========================================================================
+An observation holds one row per choice and one column per feature, in raw physical units; features of the request and
+of the cluster repeat in every row, so that a network shared over rows handles any number of choices.
 """
 
 from __future__ import annotations
@@ -18,163 +9,174 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.engine import SIGNALS
 from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.signals import Signal, find_signal
 
 SCHEMA_VERSION = 1
+# Digests and bundles of version 1 were made when the only choices were instances.
+_SCOPE_IN_DIGEST = {"choice": "instance"}
 
-Scope = Literal["instance", "request"]
-Tag = Literal["local", "scraped", "static", "request", "privileged"]
 
+def public(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the signals that a real decider could know.
 
-@dataclass(frozen=True)
-class Feature:
-    """One column of the observation.
-
-    Attributes
+    Parameters
     ----------
-    name, unit, meaning : str
-    scope : {"instance", "request"}
-    tag : str
-        Where a real router gets it (module docstring).
-    low, high : float
-        Declared bounds in physical units; larger values are clipped.
-    transform : {"log1p", "linear"}
-        How networks see it: ``log1p(x) / log1p(scale)`` or ``x / scale``.
-    scale : float
-        A typical large value, mapped to 1.
-    missing : float
-        What replaces a value that a router could not read (NaN).
-    metrics : mapping of str to tuple of str
-        Metric names that carry it, per serving engine, newest first.
+    names : iterable of str
     """
-
-    name: str
-    unit: str
-    meaning: str
-    scope: Scope
-    tag: Tag
-    high: float
-    transform: Literal["log1p", "linear"]
-    scale: float
-    low: float = 0.0
-    missing: float = 0.0
-    metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    return tuple(name for name in names if find_signal(name).tag != "privileged")
 
 
-_RUNNING = {"vllm": ("vllm:num_requests_running",), "sglang": ("sglang:num_running_reqs",)}
-_WAITING = {"vllm": ("vllm:num_requests_waiting",), "sglang": ("sglang:num_queue_reqs",)}
-_KV_USAGE = {
-    "vllm": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
-    "sglang": ("sglang:token_usage",),
-}
-_CAPACITY = {"vllm": ("vllm:cache_config_info",), "sglang": ("sglang:max_total_num_tokens",)}
+def select(names: Sequence[str] | None, offered: Sequence[str], *, oracle: bool = False) -> tuple[str, ...]:
+    """Check a choice of columns, in the order given.
 
-# A gauge that could not be read is taken for a moderately busy instance: as 0 it would look idle and draw every request.
-_MISSING = {"running_requests": 32.0, "waiting_requests": 4.0, "kv_usage": 0.5}
-
-# name: (scope, tag, high, transform, scale, metrics)
-_ROWS: dict[str, tuple[Scope, Tag, float, Literal["log1p", "linear"], float, Mapping[str, tuple[str, ...]]]] = {
-    "in_flight_requests": ("instance", "local", 1e5, "log1p", 256.0, {}),
-    "in_flight_prompt_tokens": ("instance", "local", 1e8, "log1p", 3e5, {}),
-    "awaiting_first_token_requests": ("instance", "local", 1e5, "log1p", 64.0, {}),
-    "awaiting_first_token_prompt_tokens": ("instance", "local", 1e8, "log1p", 1e5, {}),
-    "streamed_tokens": ("instance", "local", 1e8, "log1p", 5e4, {}),
-    "since_dispatch_s": ("instance", "local", 3600.0, "log1p", 60.0, {}),
-    "ttft_ewma_s": ("instance", "local", 3600.0, "log1p", 10.0, {}),
-    "running_requests": ("instance", "scraped", 1e4, "log1p", 256.0, _RUNNING),
-    "waiting_requests": ("instance", "scraped", 1e5, "log1p", 256.0, _WAITING),
-    "kv_usage": ("instance", "scraped", 1.0, "linear", 1.0, _KV_USAGE),
-    "kv_capacity_tokens": ("instance", "static", 1e8, "log1p", 1e6, _CAPACITY),
-    "prefill_tokens_per_s": ("instance", "static", 1e7, "log1p", 5e4, {}),
-    "decode_tokens_per_s": ("instance", "static", 1e7, "log1p", 5e3, {}),
-    "prompt_tokens": ("request", "request", 1e7, "log1p", 1e4, {}),
-    "priority": ("request", "request", 1e3, "linear", 10.0, {}),
-    "output_tokens": ("request", "privileged", 1e7, "log1p", 1e3, {}),
-    "remaining_tokens": ("instance", "privileged", 1e8, "log1p", 1e5, {}),
-}
-
-
-def _feature(name: str, unit: str, meaning: str) -> Feature:
-    scope, tag, high, transform, scale, metrics = _ROWS[name]
-    low = -high if name == "priority" else 0.0
-    return Feature(name, unit, meaning, scope, tag, high, transform, scale, low, _MISSING.get(name, 0.0), metrics)
-
-
-FEATURES: tuple[Feature, ...] = tuple(_feature(*signal) for signal in SIGNALS)
-FEATURE_BY_NAME: Mapping[str, Feature] = {feature.name: feature for feature in FEATURES}
-DEFAULT_FEATURES: tuple[str, ...] = tuple(f.name for f in FEATURES if f.tag != "privileged")
-ORACLE_FEATURES: tuple[str, ...] = tuple(f.name for f in FEATURES)
-
-
-def select(names: Sequence[str] | None = None, *, oracle: bool = False) -> tuple[Feature, ...]:
-    """Look features up by name, in the order given; by default all that a real router can know.
+    Parameters
+    ----------
+    names : sequence of str or None
+        None: all that are offered and that a real decider can know, with ``oracle`` the privileged ones too.
+    offered : sequence of str
+        What the environment has.
+    oracle : bool
+        Allow privileged ones.
 
     Raises
     ------
     UserError
-        Unknown or repeated name, or a privileged one without ``oracle=True``.
+        Unknown or repeated name, none at all, or a privileged one without ``oracle``.
     """
     if names is None:
-        return tuple(FEATURE_BY_NAME[name] for name in (ORACLE_FEATURES if oracle else DEFAULT_FEATURES))
+        return tuple(offered) if oracle else public(offered)
     for name in names:
-        if name not in FEATURE_BY_NAME:
-            raise UserError(f"features: {name!r} is unknown{did_you_mean(name, FEATURE_BY_NAME)}")
-        if FEATURE_BY_NAME[name].tag == "privileged" and not oracle:
+        if name not in offered:
+            raise UserError(f"features: {name!r} is unknown{did_you_mean(name, offered)}")
+        if find_signal(name).tag == "privileged" and not oracle:
             raise UserError(f"features: {name!r} is privileged: only a policy registered as oracle may read it")
     if len(set(names)) != len(names) or not names:
         raise UserError(f"features={list(names)}: need at least one, each once")
-    return tuple(FEATURE_BY_NAME[name] for name in names)
+    return tuple(names)
 
 
-def observation_space(features: Sequence[Feature], num_instances: int) -> spaces.Box:
-    """Return ``Box(N, F)`` float32 within the declared bounds, in physical units."""
-    low = np.array([f.low for f in features], np.float32)
-    high = np.array([f.high for f in features], np.float32)
-    shape = (num_instances, len(features))
+def observation_space(features: Sequence[str], num_choices: int) -> spaces.Box:
+    """Return the space of an observation, in physical units.
+
+    Parameters
+    ----------
+    features : sequence of str, length F
+    num_choices : int
+        C.
+
+    Returns
+    -------
+    gymnasium.spaces.Box
+        Shape (C, F), float32, within the declared bounds.
+    """
+    signals = [find_signal(name) for name in features]
+    low, high = (np.array([getattr(s, side) for s in signals], np.float32) for side in ("low", "high"))
+    shape = (num_choices, len(features))
     return spaces.Box(np.broadcast_to(low, shape), np.broadcast_to(high, shape), shape, np.float32)
 
 
-def scaled(features: Sequence[Feature], observation: NDArray[np.float32]) -> NDArray[np.float32]:
+class Transform(NamedTuple):
+    """What `scaled` needs of each column: arrays of float32 (``is_log``: bool), shape (F,), of numpy or of torch."""
+
+    low: Any
+    high: Any
+    missing: Any
+    is_log: Any
+    scale: Any
+
+    @classmethod
+    def of(cls, features: Sequence[str], array: Any = np.array) -> Transform:
+        """Collect the columns' properties.
+
+        Parameters
+        ----------
+        features : sequence of str, length F
+        array : callable
+            Makes an array of a list: `numpy.array`, `torch.tensor`.
+        """
+        signals = [find_signal(name) for name in features]
+        low, high, missing, scale = (
+            array(np.array([getattr(s, name) for s in signals], np.float32))
+            for name in ("low", "high", "missing", "scale")
+        )
+        return cls(low, high, missing, array(np.array([s.transform == "log1p" for s in signals])), scale)
+
+
+def cleaned(columns: Transform, observation: Any, xp: Any = np) -> Any:
+    """Replace missing values and clip to the declared bounds.
+
+    Parameters
+    ----------
+    columns : Transform
+    observation : array of float32, shape (..., F)
+    xp : module
+        Whose arrays these are: numpy or torch.
+    """
+    known = xp.where(xp.isnan(observation), columns.missing, observation)
+    return xp.minimum(xp.maximum(known, columns.low), columns.high)
+
+
+def scaled(columns: Transform, observation: Any, xp: Any = np) -> Any:
     """Return what networks see: missing values replaced, clipped, transformed to about [0, 1].
 
     Parameters
     ----------
-    features : sequence of Feature, length F
-    observation : ndarray of float32, shape (..., F)
+    columns : Transform
+    observation : array of float32, shape (..., F)
+    xp : module
+        Whose arrays these are: numpy or torch.
+
+    Returns
+    -------
+    array of float32, shape (..., F)
     """
-    out = np.empty_like(observation)
-    for column, f in enumerate(features):
-        x = observation[..., column]
-        x = np.clip(np.where(np.isnan(x), np.float32(f.missing), x), f.low, f.high)
-        out[..., column] = np.log1p(x) / np.log1p(f.scale) if f.transform == "log1p" else x / f.scale
-    return out
+    x = cleaned(columns, observation, xp)
+    # Both branches are computed; below 0 a logarithm would warn.
+    logarithm = xp.log1p(xp.where(columns.is_log, x, xp.zeros_like(x)))
+    return xp.where(columns.is_log, logarithm, x) / xp.where(columns.is_log, xp.log1p(columns.scale), columns.scale)
 
 
-def schema_table(features: Sequence[Feature] = FEATURES) -> str:
-    """Return the schema as a Markdown table, as printed in the docs."""
+def schema_table(features: Sequence[str], choice: str = "choice") -> str:
+    """Return the columns as a Markdown table, as printed in the docs.
+
+    Parameters
+    ----------
+    features : sequence of str
+    choice : str
+        What a row is.
+    """
     lines = [
         "| # | feature | unit | scope | source | range | network input | meaning |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for index, f in enumerate(features):
-        network = f"log1p(x) / log1p({f.scale:g})" if f.transform == "log1p" else f"x / {f.scale:g}"
+    for index, s in enumerate(map(find_signal, features)):
+        network = f"log1p(x) / log1p({s.scale:g})" if s.transform == "log1p" else f"x / {s.scale:g}"
+        scope = choice if s.scope == "choice" else s.scope
         lines.append(
-            f"| {index} | `{f.name}` | {f.unit} | {f.scope} | {f.tag} | [{f.low:g}, {f.high:g}] | {network} | {f.meaning} |"
+            f"| {index} | `{s.name}` | {s.unit} | {scope} | {s.tag} | [{s.low:g}, {s.high:g}] | {network} | {s.meaning} |"
         )
     return "\n".join(lines)
 
 
 @functools.cache
 def schema_digest(features: tuple[str, ...]) -> str:
-    """Return a digest of everything that gives the columns their meaning; export compares it."""
-    rows = [asdict(FEATURE_BY_NAME[name]) for name in features]
+    """Return a digest of everything that gives the columns their meaning; checkpoints and bundles carry it.
+
+    Parameters
+    ----------
+    features : tuple of str
+    """
+    rows = [_digested(find_signal(name)) for name in features]
     return hashlib.sha256(json.dumps([SCHEMA_VERSION, rows], sort_keys=True, default=list).encode()).hexdigest()[:16]
+
+
+def _digested(signal: Signal) -> dict[str, Any]:
+    return asdict(signal) | {"scope": _SCOPE_IN_DIGEST.get(signal.scope, signal.scope)}

@@ -1,6 +1,6 @@
 """Named parts of a problem, and which of them are the default: the command line's own YAML files, read as plain data.
 
-``conf/GROUP/NAME.yaml`` is what the command line means by ``GROUP=NAME``, and the choices of ``conf/routing.yaml`` are its
+``conf/GROUP/NAME.yaml`` is what the command line means by ``GROUP=NAME``, and the choices of ``conf/experiment_base.yaml`` are its
 defaults. Environments made in Python take both from here, so that one name means one thing and nothing is written twice.
 """
 
@@ -18,7 +18,7 @@ from fleetgym.envs.errors import UserError, did_you_mean
 
 GROUPS = ("cluster", "workload", "env", "reward", "slo")
 _CONF = resources.files("fleetgym.conf")
-_PRIMARY = "routing.yaml"
+_PRIMARY = "experiment_base.yaml"
 
 
 def names(group: str) -> list[str]:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fleetgym.envs.cluster.engine import SIGNAL_INDEX
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.signals import SIGNAL_INDEX
 
 _RUNNING, _WAITING, _KV, _FREE = (0, 114, 178), (230, 159, 0), (0, 158, 115), (232, 232, 232)
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)

@@ -1,22 +1,22 @@
-"""Rewards: a weighted sum of named terms that the engines measure between two decisions."""
+"""Rewards: a weighted sum of the terms that the engines measure between two decisions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import dataclasses
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.engine import TERM_NAMES
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.presets import default_preset
+from fleetgym.envs.signals import TERM_NAMES, TERMS
 
-_REWARD = default_preset("reward")
+_DEFAULT: dict[str, float] = default_preset("reward")
 
 
 class RewardTerms(np.ndarray[Any, np.dtype[np.float64]]):
-    """What happened between two decisions, last axis in the order of ``TERM_NAMES``; a name picks a term too.
+    """What happened between two decisions, last axis in the order of ``TERMS``; a name picks a term too.
 
     An array, because trainers that batch ``info`` (TorchRL) read no nested mappings; with names, because no reader of
     ``terms["finished"]`` should have to count columns.
@@ -33,9 +33,14 @@ class RewardTerms(np.ndarray[Any, np.dtype[np.float64]]):
         return TERM_NAMES
 
 
-@dataclass(frozen=True)
-class RewardSpec:
-    """Weight of each term (units: reward per unit of the term; see ``TERM_NAMES``).
+_Weights: Any = dataclasses.make_dataclass(
+    "_Weights", [(name, float, _DEFAULT.get(name, 0.0)) for name in (*TERM_NAMES, "charged_s")], frozen=True
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSpec(_Weights):  # type: ignore[misc]  # its fields are the rows of a table
+    """Weight of each term: one field for every row of `fleetgym.envs.signals.TERMS`, in reward per unit of the term.
 
     What is not given is as in the default of ``conf/reward``: minus the time integral of unfinished requests, in
     request-seconds. Summed over an episode that is minus the latency of all requests up to the last dispatch
@@ -48,27 +53,41 @@ class RewardSpec:
         Reward per second charged for failures, ``failure_s`` for each.
     scale : float
         Multiplies the weighted sum.
+
+    Raises
+    ------
+    UserError
+        A weight is not finite, or all are 0.
     """
 
-    unfinished_request_s: float = _REWARD["unfinished_request_s"]
-    awaiting_first_token_request_s: float = _REWARD["awaiting_first_token_request_s"]
-    finished: float = _REWARD["finished"]
-    slo_met: float = _REWARD["slo_met"]
-    charged_s: float = _REWARD["charged_s"]
-    rejected: float = _REWARD["rejected"]
-    preempted: float = _REWARD["preempted"]
-    recomputed_tokens: float = _REWARD["recomputed_tokens"]
-    scale: float = _REWARD["scale"]
+    scale: float = _DEFAULT["scale"]
 
     def __post_init__(self) -> None:
-        for f in fields(self):
+        for f in dataclasses.fields(self):
             if not np.isfinite(getattr(self, f.name)):
                 raise UserError(f"{f.name}={getattr(self, f.name)!r}: must be a finite number")
         if not self.weights(1.0).any():
             raise UserError("all weights are 0: at least one term must count")
 
     def weights(self, failure_s: float) -> NDArray[np.float64]:
-        """Weights in the order of ``TERM_NAMES``, charge and scale included, shape (len(TERM_NAMES),)."""
+        """Return the weights in the order of ``TERMS``, charge and scale included.
+
+        Parameters
+        ----------
+        failure_s : float
+            Seconds that each failed request is charged.
+
+        Returns
+        -------
+        ndarray of float64, shape (len(TERMS),)
+        """
         weights = np.array([getattr(self, name) for name in TERM_NAMES])
         weights[TERM_NAMES.index("rejected")] += self.charged_s * failure_s
         return weights * self.scale
+
+
+def terms_table() -> str:
+    """Return the terms as a Markdown table, as printed in the docs."""
+    lines = ["| term | unit | meaning | default weight |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{t.name}` | {t.unit} | {t.meaning} | {_DEFAULT.get(t.name, 0.0):g} |" for t in TERMS]
+    return "\n".join(lines)

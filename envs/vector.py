@@ -1,4 +1,4 @@
-"""Many routing environments in one engine call, as a `gymnasium.vector.VectorEnv`."""
+"""The one ``gymnasium.vector.VectorEnv``: many environments of any decision problem in one engine call."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
+from fleetgym.envs.env import given_problem
 from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.problem import Problem
 from fleetgym.envs.rendering import RENDERERS, check_render_mode
 from fleetgym.envs.rewards import RewardTerms
-from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig, resolve
 from fleetgym.envs.seeds import Seeds, env_seeds
 
 StepResult = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
 
 
-class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
-    """B copies of ``fleetgym/Routing-v0`` stepped by one call of the engine.
+class FleetVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
+    """B copies of one decision problem, stepped by one call of the engine.
 
     Observations, rewards, ends and ``info`` are those of a `gymnasium.vector.SyncVectorEnv` of B single
     environments, in each autoreset mode. Environment ``i`` reset with ``seed=s`` gives the same episode as the
@@ -32,6 +33,8 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
     ----------
     num_envs : int
         B.
+    env_id : str
+        Of a registered problem.
     autoreset_mode : AutoresetMode or {"SameStep", "NextStep", "Disabled"}
         When an environment that has ended begins anew: within the same step, with ``info["final_obs"]`` and
         ``info["final_info"]``; in the next step, whose action it ignores; or by
@@ -42,10 +45,15 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         At an episode's end run its cluster dry and report ``episode_metrics``; without, an episode's end costs less.
     render_mode : {"ansi", "rgb_array"}, optional
         ``render()`` then returns one picture per environment.
-    config : RoutingConfig, optional
-        A resolved problem, instead of ``arguments``.
+    problem : Problem, optional
+        A resolved problem, instead of ``env_id`` and ``arguments``.
     **arguments
-        As for `fleetgym.envs.routing.env.RoutingEnv`.
+        As for `fleetgym.envs.env.FleetEnv`.
+
+    Raises
+    ------
+    UserError
+        Not registered, or an argument that is impossible.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -57,12 +65,13 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
     def __init__(
         self,
         num_envs: int = 1,
+        env_id: str = "",
         *,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         stagger: bool = False,
         episode_metrics: bool = True,
         render_mode: str | None = None,
-        config: RoutingConfig | None = None,
+        problem: Problem | None = None,
         **arguments: Any,
     ) -> None:
         if not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
@@ -73,10 +82,10 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         self.render_mode = check_render_mode(render_mode)
         self.stagger = stagger
         self.episode_metrics = episode_metrics
-        self.config = config or resolve(**arguments)
-        self.batch = RoutingBatch(self.config, self.num_envs, all_signals=render_mode is not None)
-        self.single_observation_space = self.batch.observation_space
-        self.single_action_space = spaces.Discrete(self.config.cluster.num_instances)
+        self.problem = given_problem(env_id, problem, arguments)
+        self.batch = self.problem.make_batch(self.num_envs, all_signals=render_mode is not None)
+        self.single_observation_space = self.problem.observation_space
+        self.single_action_space = spaces.Discrete(self.problem.num_choices)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._rng_seeds = [0] * self.num_envs
@@ -151,7 +160,7 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         return mask
 
     def _first_length(self, index: int) -> int | None:
-        full = self.config.num_requests
+        full = self.problem.num_requests
         if not self.stagger or full is None:
             return None
         return int(self.batch.rngs[index].integers(2, full + 1))
@@ -160,7 +169,7 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         self._over, self._any_over = over, bool(over.any())
 
     def step(self, actions: ArrayLike) -> StepResult:
-        """Dispatch B requests and advance each environment to its next arrival.
+        """Carry B decisions out and advance each environment to its next one.
 
         Parameters
         ----------
@@ -169,7 +178,7 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         Raises
         ------
         UserError
-            Wrong type or shape, or an instance that does not exist; nothing has moved then.
+            Wrong type or shape, or a choice that does not exist; nothing has moved then.
         gymnasium.error.ResetNeeded
             No reset yet, or an environment has ended and autoreset is disabled.
         """
@@ -221,12 +230,12 @@ class RoutingVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray
         metrics = {"episode_metrics": self.batch.finish(index)} if self.episode_metrics else {}
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             return metrics
-        final = {"action_mask": self.batch.engine.mask[index].copy(), "reward_terms": self.batch.terms(index)}
+        final = {"action_mask": self.batch.mask[index].copy(), "reward_terms": self.batch.engine.terms[index].copy()}
         return {"final_obs": self.batch.observation(index), "final_info": {**final, **metrics}}
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which instances may be chosen now, shape (B, N)."""
-        return self.batch.engine.mask.copy()
+        """Return what may be chosen now, shape (B, C)."""
+        return self.batch.mask.copy()
 
     def render(self) -> tuple[Any, ...]:
         """Return a picture of each environment: an RGB array (H, W, 3), a text, or None without a render mode."""

@@ -13,15 +13,16 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.features import Feature, scaled, select
+from fleetgym.envs.features import Transform, scaled
 
 
-def _scaled_space(env: Any, box: spaces.Space[Any]) -> tuple[tuple[Feature, ...], spaces.Space[Any]]:
+def _scaled_space(env: Any, box: spaces.Space[Any]) -> tuple[Transform, spaces.Space[Any]]:
     """Return the columns of an environment's observations, and the space of one once scaled."""
-    features = select(env.unwrapped.config.features, oracle=True)
+    features = env.unwrapped.problem.features
+    columns = Transform.of(features)
     if not isinstance(box, spaces.Box) or box.shape[1:] != (len(features),):
         raise UserError(f"observation_space={box}: its columns are no features any more; scale before other wrappers")
-    return features, spaces.Box(scaled(features, box.low), scaled(features, box.high), dtype=np.float32)
+    return columns, spaces.Box(scaled(columns, box.low), scaled(columns, box.high), dtype=np.float32)
 
 
 def _masked_space(box: spaces.Space[Any], actions: spaces.Space[Any], keys: tuple[str, str]) -> spaces.Dict:
@@ -40,11 +41,11 @@ class ScaleObservation(gym.ObservationWrapper[NDArray[np.float32], Any, NDArray[
     def __init__(self, env: gym.Env[NDArray[np.float32], Any]) -> None:
         RecordConstructorArgs.__init__(self)
         gym.ObservationWrapper.__init__(self, env)
-        self._features, self.observation_space = _scaled_space(env, env.observation_space)
+        self._columns, self.observation_space = _scaled_space(env, env.observation_space)
 
     def observation(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Transform one observation, shape (N, F)."""
-        return scaled(self._features, observation)
+        """Transform one observation, shape (C, F)."""
+        return scaled(self._columns, observation)
 
 
 class MaskObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstructorArgs):
@@ -102,12 +103,12 @@ class ScaleVectorObservation(_BatchedWrapper):
 
     def __init__(self, env: VectorEnv[NDArray[np.float32], Any, Any]) -> None:
         super().__init__(env)
-        self._features, single = _scaled_space(env, env.single_observation_space)
+        self._columns, single = _scaled_space(env, env.single_observation_space)
         self._show(single)
 
     def observations(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Transform the observations, shape (B, N, F)."""
-        return scaled(self._features, observations)
+        """Transform the observations, shape (B, C, F)."""
+        return scaled(self._columns, observations)
 
 
 class MaskVectorObservation(_BatchedWrapper):
@@ -124,6 +125,6 @@ class MaskVectorObservation(_BatchedWrapper):
         self._show(_masked_space(env.single_observation_space, env.single_action_space, self._keys))
 
     def observations(self, observations: NDArray[np.float32]) -> dict[str, Any]:
-        """Put the masks, shape (B, N), beside the observations."""
+        """Put the masks, shape (B, C), beside the observations."""
         masks: Any = self.unwrapped.action_masks()  # type: ignore[attr-defined]
         return dict(zip(self._keys, (observations, masks.astype(np.int8)), strict=True))

@@ -13,7 +13,7 @@ from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.experiments.benchmarks import environments, simulator, streaming
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, NotMeasuredError
 from fleetgym.experiments.benchmarks.page import draw, load_average, machine, page, print_results
-from fleetgym.experiments.cli import command
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import cluster_spec, note_estimates
 from fleetgym.experiments.harness.options import BenchOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder

@@ -11,11 +11,11 @@ from rich.console import Console
 from scipy.optimize import brentq  # type: ignore[import-untyped]
 
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.cli import command
 from fleetgym.experiments.fidelity.measured_replay import MeasuredReplay, replay_from
+from fleetgym.experiments.fidelity.tables import print_errors, print_facts
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.options import CalibrateOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder
-from fleetgym.experiments.validate import print_errors, print_facts
 
 SMALLEST, LARGEST = 0.25, 4.0
 TOLERANCE = 1e-4

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.cli import command
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import plain
 from fleetgym.experiments.harness.options import ExportOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
+from fleetgym.experiments.report.parity import print_parity
 
 
 @command("export")
@@ -23,8 +23,9 @@ def main(cfg: DictConfig) -> float | None:
     """Export and verify; return the largest relative score difference."""
     # Imported here so that `--help` and `--cfg` answer without loading torch.
     from fleetgym.agents.bundle_verify import verify
+    from fleetgym.agents.checkpoint import read_card
     from fleetgym.agents.export import check_target, from_checkpoint, from_heuristic, write_bundle
-    from fleetgym.envs.fingerprint import routing_fingerprint
+    from fleetgym.envs.fingerprint import fingerprint
 
     options = read_options(ExportOptions, cfg)
     if (options.checkpoint is None) == (options.policy is None):
@@ -32,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         if options.checkpoint is not None:
-            source = from_checkpoint(options.checkpoint, routing_fingerprint())
+            source = from_checkpoint(options.checkpoint, fingerprint(read_card(options.checkpoint)["env_id"]))
         else:
             state = git_state() or {}
             source = dataclasses.replace(
@@ -50,7 +51,7 @@ def main(cfg: DictConfig) -> float | None:
         folder = write_bundle(run.path / "bundle" if options.bundle is None else options.bundle, source)
         report = verify(folder)
         run.write_metrics(report)
-        print_report(report)
+        print_parity(report)
         print(f"bundle: {folder}")
     worst: float = report["onnxruntime"]["max_score_difference"]
     return worst
@@ -83,17 +84,6 @@ def evaluation_rows(path: Path) -> list[dict[str, Any]]:
         ]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"evaluation={str(path)!r}: not what `fleetgym leaderboard` writes") from None
-
-
-def print_report(report: Mapping[str, Any]) -> None:
-    """Print what `fleetgym.agents.bundle_verify.verify` found."""
-    print(f"{report['policy_id']}: {report['vectors']} vectors, {report['instances']} instances")
-    for name in ("onnxruntime", "numpy"):
-        part = report[name]
-        print(
-            f"  {name:<12} actions that differ: {part['actions_differ']}, largest score difference: "
-            f"{part['max_score_difference']:.2e}"
-        )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from omegaconf import DictConfig
 from fleetgym.agents.bundle import BundleError
 from fleetgym.agents.bundle_verify import TOLERANCE, verify
 from fleetgym.envs.errors import UserError
-from fleetgym.experiments.cli import CommandFailed, command
-from fleetgym.experiments.export import print_report
+from fleetgym.experiments.harness.command import command
+from fleetgym.experiments.harness.failures import CommandFailed
 from fleetgym.experiments.harness.options import ExportVerifyOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder
+from fleetgym.experiments.report.parity import print_parity
 
 
 @command("export_verify")
@@ -23,7 +24,7 @@ def main(cfg: DictConfig) -> float | None:
         raise UserError(f"bundle={folder!r}: {error}") from None
     with RunFolder.from_hydra(cfg) as run:
         run.write_metrics(report)
-        print_report(report)
+        print_parity(report)
         if not report["passed"]:
             raise CommandFailed(f"error: an action differs, or a score by more than {TOLERANCE:g}", 1)
         print("every action is equal")

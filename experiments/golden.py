@@ -23,7 +23,7 @@ from fleetgym.envs.cluster.golden import (
     replay_file,
 )
 from fleetgym.envs.errors import UserError, did_you_mean
-from fleetgym.experiments.cli import command
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.options import GoldenOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder
 

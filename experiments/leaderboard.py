@@ -12,20 +12,21 @@ import polars as pl
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fleetgym.baselines import Policy
 from fleetgym.envs.cluster.judging import NS
 from fleetgym.envs.cluster.metrics import flatten
+from fleetgym.envs.episodes import Episode
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.routing.batch import RoutingConfig
-from fleetgym.experiments.cli import command
-from fleetgym.experiments.comparison.rollout import Episode, check_failure_s, run_policies
+from fleetgym.envs.policy import Policy
+from fleetgym.envs.problem import Problem
+from fleetgym.experiments.comparison.rollout import check_failure_s, run_policies
 from fleetgym.experiments.comparison.scenario import Scenario, Windows, plan_windows
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import note_estimates, plain
-from fleetgym.experiments.harness.from_config import exported, learned, make_policy, routing_problem
+from fleetgym.experiments.harness.from_config import exported, learned, make_policy, problem_of
+from fleetgym.experiments.harness.latest import latest_checkpoint
 from fleetgym.experiments.harness.options import LeaderboardOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
 from fleetgym.experiments.report import print_table, write_leaderboard
-from fleetgym.experiments.train import latest_checkpoint
 
 DEFINING = ("env[=.]", "cluster[=.]", "workload[=.]", "slo[=.]", r"scenario\.")  # overrides that change a scenario
 
@@ -35,9 +36,9 @@ def main(cfg: DictConfig) -> float | None:
     """Rank; return the best policy's figure of those that the scenario ranks by."""
     options = read_options(LeaderboardOptions, cfg)
     scenario = options.scenario
-    problem, windows = plan_windows(routing_problem(cfg, "test"), scenario, options.seeds)
+    problem, windows = plan_windows(problem_of(cfg, "test"), scenario, options.seeds)
     note_estimates(problem.cluster)
-    policies = collect(options)
+    policies = collect(options, problem)
     check_failure_s(problem, windows)
     with RunFolder.from_hydra(cfg) as run:
         episodes = run_policies(problem, policies, windows, seed=options.seed)
@@ -47,8 +48,8 @@ def main(cfg: DictConfig) -> float | None:
                 "kind": e.kind,
                 "window": e.window,
                 "decision_us": e.decision_us,
-                "slo_attainment_curve": e.attainment_curve(problem),
-                **flatten(e.summary(problem)),
+                "slo_attainment_curve": e.attainment_curve(),
+                **flatten(e.summary()),
             }
             for e in episodes
         ]
@@ -64,7 +65,7 @@ def main(cfg: DictConfig) -> float | None:
         run.write_metrics(table.simulated())
         with run.atomic("requests.parquet") as path:
             tables = [
-                pl.DataFrame(e.requests(problem)).with_columns(policy=pl.lit(e.policy), window=pl.lit(e.window))
+                pl.DataFrame(e.requests()).with_columns(policy=pl.lit(e.policy), window=pl.lit(e.window))
                 for e in episodes
             ]
             pl.concat(tables).write_parquet(path)
@@ -80,13 +81,13 @@ def main(cfg: DictConfig) -> float | None:
     return table.entries[0].main.estimate
 
 
-def collect(options: LeaderboardOptions) -> list[Policy]:
+def collect(options: LeaderboardOptions, problem: Problem) -> list[Policy]:
     """Build the heuristics, the trained and the exported policies that ``options`` name."""
     policies = [make_policy(policy) for policy in options.policies]
     for path in _checkpoints(options):
-        policies.append(learned(path))
+        policies.append(learned(path, problem))
     for folder in options.bundle or ():
-        policies.append(exported(folder))
+        policies.append(exported(folder, problem))
     _distinguish(policies)
     return policies
 
@@ -118,7 +119,7 @@ def _distinguish(policies: Sequence[Policy]) -> None:
 
 def facts(
     scenario: Scenario,
-    problem: RoutingConfig,
+    problem: Problem,
     windows: Windows,
     episodes: Sequence[Episode],
     overrides: Sequence[str] = (),
@@ -148,12 +149,12 @@ def facts(
     }
 
 
-def window_length(problem: RoutingConfig, episodes: Sequence[Episode]) -> str:
+def window_length(problem: Problem, episodes: Sequence[Episode]) -> str:
     """Say how long a window is, in requests, seconds and mean latencies of the best policy."""
     span_s = float(np.mean([e.trace.requests["arrival_ns"][-1] * NS for e in episodes]))
     e2e_s: dict[str, list[float]] = {}
     for e in episodes:
-        e2e_s.setdefault(e.policy, []).append(float(e.requests(problem)["e2e_charged_s"].mean()))
+        e2e_s.setdefault(e.policy, []).append(float(e.requests()["e2e_charged_s"].mean()))
     best_s = min(float(np.mean(values)) for values in e2e_s.values())
     requests = float(np.mean([len(e.trace) for e in episodes]))
     return f"{requests:,.0f} requests in {span_s:.1f} s, {span_s / best_s:.1f} mean latencies of the best policy"

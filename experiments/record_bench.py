@@ -1,6 +1,6 @@
-"""Turn the result of ``vllm bench serve --save-result --save-detailed`` into a folder that ``validate`` reads.
+"""``fleetgym record-bench``: make of what ``vllm bench serve --save-detailed`` recorded a run that ``validate`` reads.
 
-    python -m fleetgym.experiments.record_bench RESULT.json FOLDER max_num_seqs=128 num_gpu_blocks=2587
+    fleetgym record-bench RESULT.json FOLDER max_num_seqs=128 num_gpu_blocks=2587
 
 writes ``FOLDER/requests.jsonl``, one line per request, and ``FOLDER/meta.json`` with the server's settings that were
 given as ``name=value`` (vLLM's names; ``num_gpu_blocks`` is in the server's log).
@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fleetgym.envs.atomic import write_text
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.textfile import read_text
 from fleetgym.envs.workloads.readers import whole_number
-from fleetgym.experiments.cli import guard
-from fleetgym.experiments.report.files import write_text
+from fleetgym.experiments.harness.failures import guard
 
 LISTS = ("start_times", "input_lens", "output_lens", "ttfts", "itls")
 _CLOCK_S = 60.0  # the client's clock says at least this, if one request's start is 0 because it never started
@@ -27,7 +26,7 @@ _CLOCK_S = 60.0  # the client's clock says at least this, if one request's start
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert one result and return the exit code (2 after a user's mistake)."""
-    parser = argparse.ArgumentParser(prog="python -m fleetgym.experiments.record_bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="fleetgym record-bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("result", type=Path, help="JSON that vllm bench serve wrote")
     parser.add_argument("folder", type=Path, help="where to write the measured run")
@@ -177,4 +176,4 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -8,11 +8,11 @@ import polars as pl
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fleetgym.experiments.cli import command
 from fleetgym.experiments.comparison.rollout import run_policies
 from fleetgym.experiments.comparison.scenario import Windows
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import note_estimates
-from fleetgym.experiments.harness.from_config import make_policy, routing_problem
+from fleetgym.experiments.harness.from_config import make_policy, problem_of
 from fleetgym.experiments.harness.options import SimulateOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder
 from fleetgym.experiments.report.plots import run_plots
@@ -23,13 +23,13 @@ from fleetgym.experiments.report.tables import print_summary
 def main(cfg: DictConfig) -> float | None:
     """Simulate one episode; return its mean E2E latency in seconds."""
     options = read_options(SimulateOptions, cfg)
-    problem = routing_problem(cfg)
+    problem = problem_of(cfg)
     note_estimates(problem.cluster)
-    policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle)
+    policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle, problem=problem)
     with RunFolder.from_hydra(cfg) as run:
         (episode,) = run_policies(problem, [policy], Windows((options.seed,), "generated"))
-        summary: dict[str, Any] = episode.summary(problem)
-        columns = episode.requests(problem)
+        summary: dict[str, Any] = episode.summary()
+        columns = episode.requests()
         run.write_metrics(summary)
         with run.atomic("requests.parquet") as path:
             pl.DataFrame(columns).write_parquet(path)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from fleetgym.experiments.cli import command
 from fleetgym.experiments.comparison.rollout import check_failure_s
 from fleetgym.experiments.comparison.scenario import Windows
+from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import note_estimates, plain, spec
-from fleetgym.experiments.harness.from_config import routing_problem
+from fleetgym.experiments.harness.from_config import problem_of
+from fleetgym.experiments.harness.latest import remember_latest
 from fleetgym.experiments.harness.options import TrainOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
-
-LATEST = Path("outputs") / "latest"
 
 
 @command("train")
@@ -40,7 +38,7 @@ def main(cfg: DictConfig) -> float | None:
         rank_by,
     )
     check_logger(options.logger)
-    problem, held_out = routing_problem(cfg, "train"), routing_problem(cfg, "validate")
+    problem, held_out = problem_of(cfg, "train"), problem_of(cfg, "validate")
     check_fit(agent, problem)
     if options.resume is not None:
         check_resume(options.resume, agent, problem, plan)
@@ -66,7 +64,7 @@ def main(cfg: DictConfig) -> float | None:
         best = max([*history, *([before] if before else [])], key=plan.worth)
         run.write_metrics({"total_timesteps": int(history[-1]["timesteps"]), "best": best, "held_out": history})
         training_curve(run.path, history)
-        _remember(options.name, run.path)
+        remember_latest(options.name, run.path / "best_model.zip")
         start = history[0]
         at_first = "untrained" if options.resume is None else f"resumed at {start['timesteps']:.0f} steps"
         print(
@@ -81,24 +79,23 @@ def main(cfg: DictConfig) -> float | None:
 
 def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:
     """Return what has to be known of a checkpoint to use it: schema, ranges it was trained on, versions."""
-    from fleetgym.envs import ROUTING_ID
     from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
-    from fleetgym.envs.fingerprint import routing_fingerprint
+    from fleetgym.envs.fingerprint import fingerprint
 
-    instances = problem.cluster.num_instances
+    choices = problem.num_choices
     return {
         "name": agent.name or agent.algorithm,
-        "env_id": ROUTING_ID,
+        "env_id": problem.env_id,
         "algorithm": agent.algorithm,
         "network": agent.network,
         "features": list(problem.features),
         "schema_version": SCHEMA_VERSION,
         "schema_digest": schema_digest(problem.features),
-        "golden_hash": routing_fingerprint(problem.engine),
-        "num_instances": instances,
+        "golden_hash": fingerprint(problem.env_id, problem.engine),
+        "num_instances": choices,
         "trained_ranges": {
             "load": list(problem.load) if problem.load else None,
-            "num_instances": list(problem.available or (instances, instances)),
+            "num_instances": list(problem.available or (choices, choices)),
             "staleness_s": [0.0, 0.0],
         },
         "seed": cfg.seed,
@@ -106,21 +103,6 @@ def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:
         "versions": versions(),
         "git": git_state(),
     }
-
-
-def _remember(name: str, folder: Path) -> None:
-    """Leave a pointer to the latest run of this experiment, for commands that come after it."""
-    LATEST.mkdir(parents=True, exist_ok=True)
-    (LATEST / name).write_text(f"{folder / 'best_model.zip'}\n", encoding="utf-8")
-
-
-def latest_checkpoint(name: str) -> Path | None:
-    """Return the best model of the latest training run called ``name``, started from this directory."""
-    pointer = LATEST / name
-    if not pointer.is_file():
-        return None
-    path = Path(pointer.read_text(encoding="utf-8").strip())
-    return path if path.is_file() else None
 
 
 if __name__ == "__main__":

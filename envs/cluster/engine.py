@@ -7,10 +7,9 @@ At one instant the order is: iteration ends first, then arrivals in index order,
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,47 +18,7 @@ from fleetgym.envs.cluster.judging import since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.requests import FINISHED, REJECTED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.errors import UserError, did_you_mean
-
-
-class Signal(NamedTuple):
-    """One number that an engine reports at a decision, per instance (request signals repeat in each row)."""
-
-    name: str
-    unit: str
-    meaning: str
-
-
-SIGNALS = (
-    Signal("in_flight_requests", "requests", "dispatched to the instance and not finished"),
-    Signal("in_flight_prompt_tokens", "tokens", "prompt tokens of the in-flight requests"),
-    Signal("awaiting_first_token_requests", "requests", "in-flight requests without a first token"),
-    Signal("awaiting_first_token_prompt_tokens", "tokens", "prompt tokens of those"),
-    Signal("streamed_tokens", "tokens", "output tokens already returned to in-flight requests"),
-    Signal("since_dispatch_s", "s", "time since the last dispatch to the instance, or since the first arrival"),
-    Signal("ttft_ewma_s", "s", "exponentially weighted mean TTFT (weight 0.1), 0 before the first"),
-    Signal("running_requests", "requests", "requests in the instance's running list"),
-    Signal("waiting_requests", "requests", "requests in the instance's waiting queue"),
-    Signal("kv_usage", "fraction", "used KV blocks over usable ones"),
-    Signal("kv_capacity_tokens", "tokens", "tokens that the KV cache holds"),
-    Signal("prefill_tokens_per_s", "tokens/s", "speed of a full prefill iteration of this hardware"),
-    Signal("decode_tokens_per_s", "tokens/s", "speed of a decode batch of 32 on this hardware"),
-    Signal("prompt_tokens", "tokens", "prompt length of the arriving request"),
-    Signal("priority", "level", "priority of the arriving request, smaller is more important"),
-    Signal("output_tokens", "tokens", "true output length of the arriving request"),
-    Signal("remaining_tokens", "tokens", "true tokens left: prompts without first token plus outputs not yet returned"),
-)
-SIGNAL_NAMES = tuple(signal.name for signal in SIGNALS)
-SIGNAL_INDEX: Mapping[str, int] = {name: index for index, name in enumerate(SIGNAL_NAMES)}
-
-TERM_NAMES = (
-    "unfinished_request_s",  # time integral of unfinished requests over the interval (request-seconds)
-    "awaiting_first_token_request_s",  # the same over requests without a first token
-    "finished",  # requests finished in the interval
-    "slo_met",  # of these, within their SLO
-    "rejected",  # 1 if the dispatched request was rejected
-    "preempted",  # preemptions in the interval
-    "recomputed_tokens",  # tokens lost by them and not hit again
-)
+from fleetgym.envs.signals import SIGNAL_INDEX, SIGNAL_NAMES, TERM_NAMES
 
 EWMA_WEIGHT = 0.1
 
@@ -229,24 +188,3 @@ def gap_bin_low_ns(index: int) -> int:
         return index
     shift = index // GAP_SUB_BINS - 1
     return (index - shift * GAP_SUB_BINS) << shift
-
-
-EngineName = Literal["kernel", "reference"]
-
-
-def default_engine() -> str:
-    """Name of the engine where none is asked for: ``kernel``, or what ``FLEETGYM_ENGINE`` says."""
-    return os.environ.get("FLEETGYM_ENGINE", "kernel")
-
-
-def make_engine(name: str, *args: Any, **kwargs: Any) -> Engine:
-    """Build an engine by name: ``kernel`` (compiled) or ``reference`` (SimPy), same arguments as `Engine`."""
-    if name == "reference":
-        from fleetgym.envs.cluster.reference import ReferenceEngine
-
-        return ReferenceEngine(*args, **kwargs)
-    if name == "kernel":
-        from fleetgym.envs.cluster.kernel import KernelEngine
-
-        return KernelEngine(*args, **kwargs)
-    raise UserError(f"engine={name!r}: unknown{did_you_mean(name, ('kernel', 'reference'))}")

@@ -14,13 +14,14 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.engine import SIGNAL_INDEX, SIGNAL_NAMES, Engine
+from fleetgym.envs.cluster.engine import Engine
 from fleetgym.envs.cluster.instance import make_instance
 from fleetgym.envs.cluster.ledger import Ledger
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.scheduler import Request
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.signals import SIGNAL_INDEX, SIGNAL_NAMES
 
 
 class Cluster:

@@ -1,1 +1,1 @@
-"""The routing environment: one step per arriving request."""
+"""Routing: which instance of the fleet gets the arriving request."""

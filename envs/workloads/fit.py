@@ -1,26 +1,13 @@
-"""Fit a `Profile` to a trace and measure how good the fit is.
-
-``python -m fleetgym.envs.workloads.fit azure_conversation`` prints the fit quality of a data set (or of a CSV
-file of that format); with ``--write`` it also updates the embedded profile of that name.
-"""
+"""Fit a `Profile` to a trace and measure how good the fit is (``fleetgym fit-workload``)."""
 
 from __future__ import annotations
-
-import argparse
-import json
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.requests import Trace
-from fleetgym.envs.errors import UserError
 from fleetgym.envs.workloads.arrivals import Arrivals
-from fleetgym.envs.workloads.datasets import DATASETS, locate
-from fleetgym.envs.workloads.lengths import PROFILE_FILE, Lengths, Profile
-from fleetgym.envs.workloads.readers import read_azure
+from fleetgym.envs.workloads.lengths import Lengths, Profile
 
 PROMPT_QUANTILES, PROMPT_CLASSES, OUTPUT_QUANTILES = 401, 20, 101
 WINDOWS_S = (1, 10, 60, 300)
@@ -132,37 +119,3 @@ def arrival_quality(
         report[f"dispersion_{window_s}s_trace"] = dispersion(real_ns, window_s)
         report[f"dispersion_{window_s}s_fit"] = float(np.mean([dispersion(times, window_s) for times in made]))
     return report
-
-
-def _write(name: str, profile: Profile) -> Path:
-    path = Path(__file__).with_name(PROFILE_FILE)
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known[name] = profile.to_json()
-    path.write_text(json.dumps(known, separators=(",", ":")).replace("],[", "],\n[") + "\n", encoding="utf-8")
-    return path
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the fit quality of a trace; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m fleetgym.envs.workloads.fit", description=__doc__)
-    parser.add_argument("trace", help="data set name or path of a CSV file")
-    parser.add_argument("--write", action="store_true", help="update the embedded profile of this name")
-    args = parser.parse_args(argv)
-    try:
-        known = args.trace in DATASETS
-        trace = read_azure(locate(None if known else args.trace, args.trace if known else None))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    profile = fit_profile(trace)
-    print(f"{profile.source}; {profile.rate_rps} requests/s; {profile.arrivals}")
-    rng = np.random.default_rng(0)
-    for name, value in {**length_quality(profile, trace, rng), **arrival_quality(profile, trace, rng)}.items():
-        print(f"{name:40s} {value:10.4f}")
-    if args.write:
-        print(f"wrote {_write(args.trace if known else Path(args.trace).stem, profile)}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

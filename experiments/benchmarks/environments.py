@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.routing.batch import RoutingConfig, resolve
-from fleetgym.envs.routing.env import RoutingEnv
-from fleetgym.envs.vector import RoutingVectorEnv
+from fleetgym.envs.env import FleetEnv
+from fleetgym.envs.features import public
+from fleetgym.envs.problem import Problem
+from fleetgym.envs.routing.problem import Routing
+from fleetgym.envs.signals import find_signal
+from fleetgym.envs.vector import FleetVectorEnv
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, cpu_seconds, looped
 
 SIZES, BATCHES = (2, 8, 64, 512), (1, 64, 256)
@@ -24,7 +27,7 @@ EPISODE = 1000  # requests
 def single_steps(bench: Bench) -> Iterator[Figure]:
     """Measure whole episodes of one ``gym.Env``, resets included, under random actions."""
     n = bench.cluster.num_instances
-    env = RoutingEnv(cluster=bench.cluster, num_requests=EPISODE)
+    env = FleetEnv(problem=Routing.resolve(cluster=bench.cluster, num_requests=EPISODE))
     actions = np.random.default_rng(bench.seed).integers(0, n, EPISODE).tolist()
     episodes = bench.size(100, 1)
 
@@ -40,7 +43,7 @@ def single_steps(bench: Bench) -> Iterator[Figure]:
     rates = [episodes * EPISODE / s for s in cpu_s]
     yield Figure(
         "single_steps_per_s", f"single gym.Env, {n} instances", "steps/s", "higher", rates, cpu_s, 250_000.0,
-        f"episodes of {EPISODE:,} decisions with their resets, load {_load(env.config)}",
+        f"episodes of {EPISODE:,} decisions with their resets, load {_load(env.problem)}",
     )  # fmt: skip
 
 
@@ -48,8 +51,8 @@ def vector_steps(bench: Bench) -> Iterator[Figure]:
     """Measure the batched environment over numbers of instances and of environments."""
     for n in SIZES:
         for batch in BATCHES:
-            config = resolve(cluster=bench.fleet(n), num_requests=EPISODE)
-            env = RoutingVectorEnv(batch, config=config, stagger=True)
+            config = Routing.resolve(cluster=bench.fleet(n), num_requests=EPISODE)
+            env = FleetVectorEnv(batch, problem=config, stagger=True)
             # As many steps as cover whole episodes, so that each has its share of resets; fewer where they are slow.
             steps = bench.size(EPISODE if n <= 64 else EPISODE // 10, 3)
             actions = np.random.default_rng(bench.seed).integers(0, n, (steps, batch))
@@ -65,12 +68,12 @@ def vector_steps(bench: Bench) -> Iterator[Figure]:
             )  # fmt: skip
 
 
-def _play(env: RoutingVectorEnv, actions: NDArray[np.int64]) -> None:
+def _play(env: FleetVectorEnv, actions: NDArray[np.int64]) -> None:
     for row in actions:
         env.step(row)
 
 
-def _load(config: RoutingConfig) -> str:
+def _load(config: Problem) -> str:
     assert config.load is not None
     return f"{100 * config.load[0]:.0f} %"
 
@@ -96,14 +99,14 @@ def ppo_over_idle(bench: Bench) -> Iterator[Figure]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     num_envs, n_steps = bench.size(256, 4), bench.size(64, 4)
-    config = resolve(cluster=bench.cluster, num_requests=EPISODE)
+    config = Routing.resolve(cluster=bench.cluster, num_requests=EPISODE)
     hyperparameters = {"n_steps": n_steps, "batch_size": min(4096, num_envs * n_steps), "n_epochs": 4}
     total = num_envs * n_steps * bench.size(3, 1)
     for network, floor in (("mlp", 0.85), ("scorer", None)):
         spec = AgentSpec("ppo", network, num_envs, hyperparameters=hyperparameters)  # type: ignore[arg-type]
         models = []
         for kind in (FleetVecEnv, IdleVecEnv):
-            env = kind(RoutingVectorEnv(num_envs, config=config, stagger=True, episode_metrics=False))
+            env = kind(FleetVectorEnv(num_envs, problem=config, stagger=True, episode_metrics=False))
             env.seed(bench.seed)
             models.append(make_model(spec, env, bench.seed))
         spent: list[list[float]] = [[], []]
@@ -128,10 +131,9 @@ def exported_policy(bench: Bench) -> Iterator[Figure]:
     from fleetgym.agents.bundle import load
     from fleetgym.agents.bundle_format import FeatureSpec, feature_tensors, weight_shapes
     from fleetgym.agents.export import Source, write_bundle
-    from fleetgym.envs.features import select
 
     hidden, rng = 32, np.random.default_rng(bench.seed)
-    features = tuple(FeatureSpec.of(feature).limited() for feature in select())
+    features = tuple(FeatureSpec.of(find_signal(name)).limited() for name in public(Routing.offers))
     shapes = weight_shapes("scorer_mlp", len(features), hidden)
     own = {name: shape for name, shape in shapes.items() if name not in feature_tensors(features)}
     weights = {name: (0.2 * rng.standard_normal(shape)).astype(np.float32) for name, shape in own.items()}
@@ -139,7 +141,7 @@ def exported_policy(bench: Bench) -> Iterator[Figure]:
         source = Source("bench", "scorer_mlp", features, weights, hidden, trained={"n_instances": [1, 1024]})
         bundle = load(write_bundle(Path(folder) / "bundle", source))
     for n, floor in ((8, 25.0), (512, 100.0)):
-        env = RoutingVectorEnv(1, cluster=bench.fleet(n), num_requests=EPISODE)
+        env = FleetVectorEnv(1, problem=Routing.resolve(cluster=bench.fleet(n), num_requests=EPISODE))
         observation, info = env.reset(seed=bench.seed)
         mask = info["action_mask"]
         with warnings.catch_warnings():

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.engine import Engine, make_engine
+from fleetgym.envs.cluster.engine import Engine
+from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.routing.batch import stretch
-from fleetgym.envs.routing.load import saturation_rps
+from fleetgym.envs.problem import stretch
+from fleetgym.envs.saturation import saturation_rps
 from fleetgym.envs.workloads import Workload, make_workload
 from fleetgym.experiments.benchmarks.measure import (
     Bench,
@@ -191,10 +192,11 @@ def memory_per_environment(bench: Bench) -> Iterator[Figure]:
 
 def resident_growth(cluster: ClusterSpec, batch: int) -> tuple[int, float]:
     """Return by how many bytes ``batch`` environments and a whole episode of each raise the memory, and CPU seconds."""
-    from fleetgym.envs.vector import RoutingVectorEnv
+    from fleetgym.envs.routing.problem import Routing
+    from fleetgym.envs.vector import FleetVectorEnv
 
-    def play(num_envs: int) -> RoutingVectorEnv:
-        env = RoutingVectorEnv(num_envs, cluster=cluster, num_requests=1000)
+    def play(num_envs: int) -> FleetVectorEnv:
+        env = FleetVectorEnv(num_envs, problem=Routing.resolve(cluster=cluster, num_requests=1000))
         env.reset(seed=0)
         for row in round_robin(cluster.num_instances, (1000, num_envs)):
             env.step(row)

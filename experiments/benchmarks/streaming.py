@@ -11,8 +11,8 @@ import numpy as np
 from fleetgym.envs.cluster.kernel.stream import round_robin, stream
 from fleetgym.envs.cluster.requests import FINISHED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec
-from fleetgym.envs.routing.batch import stretch
-from fleetgym.envs.routing.load import saturation_rps
+from fleetgym.envs.problem import stretch
+from fleetgym.envs.saturation import saturation_rps
 from fleetgym.envs.workloads import make_workload
 from fleetgym.experiments.benchmarks.measure import Bench, Figure, in_new_process, memory_bytes
 

@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from omegaconf import DictConfig
-
 from fleetgym.envs.cluster.metrics import find_ranking
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.routing.batch import RoutingConfig
+from fleetgym.envs.problem import Problem
 from fleetgym.envs.workloads.base import WindowKind
-from fleetgym.experiments.harness.config import spec
 
 PartName = Literal["train", "validate", "test"]
 GENERATED_WINDOWS = 10
@@ -86,11 +83,6 @@ class Scenario:
         find_ranking(self.rank_by)
 
 
-def scenario_of(cfg: DictConfig) -> Scenario:
-    """Build and check ``cfg.scenario``."""
-    return spec(Scenario, cfg.scenario, "scenario")
-
-
 @dataclass(frozen=True)
 class Windows:
     """The test episodes of a comparison.
@@ -122,13 +114,13 @@ class Windows:
 
 
 def plan_windows(
-    problem: RoutingConfig, scenario: Scenario, chosen: Sequence[int] | int | None = None, name: str = "seeds"
-) -> tuple[RoutingConfig, Windows]:
+    problem: Problem, scenario: Scenario, chosen: Sequence[int] | int | None = None, name: str = "seeds"
+) -> tuple[Problem, Windows]:
     """Choose the test episodes, no two of which share a request.
 
     Parameters
     ----------
-    problem : RoutingConfig
+    problem : Problem
         Of the test part.
     scenario : Scenario
     chosen : sequence of int or int, optional
@@ -138,7 +130,7 @@ def plan_windows(
 
     Returns
     -------
-    problem : RoutingConfig
+    problem : Problem
         The same, its workload resampled where that was asked for.
     windows : Windows
 

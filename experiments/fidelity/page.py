@@ -5,17 +5,14 @@ from __future__ import annotations
 import base64
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from fleetgym.experiments.report.files import write_text
-from fleetgym.experiments.report.plots import new_figure, save
-
-if TYPE_CHECKING:
-    from fleetgym.experiments.fidelity.measured_replay import ErrorTable, MeasuredReplay, Simulation
+from fleetgym.envs.atomic import write_text
+from fleetgym.experiments.fidelity.measured_replay import ErrorTable, MeasuredReplay, Simulation
+from fleetgym.experiments.report.plots import new_figure, plain_axes, save
 
 TITLES = {
     "ttft": ("time to first token", "s", 1.0),
@@ -57,17 +54,11 @@ def draw(path: Path, replay: MeasuredReplay, simulation: Simulation) -> None:
         _cdf(axes, replay.run.latencies[name][judged] * scale, MEASURED, "measured", "-")
         _cdf(axes, simulation.latencies[name][judged] * scale, SIMULATED, "simulated", "--")
         axes.set(title=f"{name.upper()}: {title}", xlabel=unit, ylim=(0, 1.02), ylabel="share of requests")
-        _plain(axes)
+        plain_axes(axes)
     grid[0, 0].legend(frameon=False, loc="lower right")
     _load(figure.add_subplot(spec[1, :]), replay, simulation)
     figure.suptitle(f"{replay.run.name}: measured and simulated", x=0.01, ha="left", fontweight="bold")
     save(figure, path)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 def _cdf(axes: Axes, values: NDArray[np.float64], colour: str, label: str, style: str) -> None:
@@ -92,7 +83,7 @@ def _load(axes: Axes, replay: MeasuredReplay, simulation: Simulation) -> None:
     axes.set(xlabel="s after the first arrival", ylabel="requests")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, ncols=2)
-    _plain(axes)
+    plain_axes(axes)
 
 
 def page(replay: MeasuredReplay, simulation: Simulation, errors: ErrorTable, picture: str) -> str:

@@ -1,44 +1,61 @@
-"""From a composed config to routing problems and policies."""
+"""From a composed config to decision problems and policies."""
 
 from __future__ import annotations
 
 import functools
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from fleetgym.baselines import Policy, make_heuristic
+from fleetgym.baselines import make_heuristic
+from fleetgym.envs.config import convert
 from fleetgym.envs.errors import UserError, UserNote
-from fleetgym.envs.routing.batch import RoutingConfig, resolve
+from fleetgym.envs.policy import Policy
+from fleetgym.envs.problem import Problem
+from fleetgym.envs.registry import find_problem, registered
 from fleetgym.envs.workloads.blocks import fit_chains, unused_chains
-from fleetgym.experiments.comparison.scenario import PartName, scenario_of
+from fleetgym.experiments.comparison.scenario import PartName, Scenario
 from fleetgym.experiments.harness.config import plain, spec
-from fleetgym.experiments.harness.options import EnvOptions
+
+_ENV_HINTS: Mapping[str, Any] = {  # of what every environment takes; its own fields are checked by its problem
+    "num_requests": int | None,
+    "load": float | tuple[float, ...] | None,
+    "available": int | tuple[int, ...] | None,
+    "features": tuple[str, ...] | None,
+    "oracle": bool,
+}
 
 
-def routing_problem(cfg: DictConfig, part: PartName | None = None) -> RoutingConfig:
-    """Build the routing problem of ``cfg``; ``part`` names the part of its scenario, if it has one.
+def problem_of(cfg: DictConfig, part: PartName | None = None) -> Problem:
+    """Build the decision problem that ``cfg.env.id`` names; ``part`` names the part of its scenario, if it has one.
 
     Raises
     ------
     UserError
         Naming the field, the value and what is allowed.
     """
-    values: dict[str, Any] = asdict(spec(EnvOptions, cfg.env, "env"))
-    values.pop("id")
+    values: dict[str, Any] = dict(plain(cfg.env))
+    env_id = values.pop("id", None)
+    if not isinstance(env_id, str):
+        raise UserError(f"env.id={env_id!r}: must be the id of a registered environment ({', '.join(registered())})")
+    kind = find_problem(env_id)
+    for name, hint in _ENV_HINTS.items():
+        if name in values:
+            values[name] = convert(hint, values[name], f"env.{name}")
+        elif name != "oracle":
+            raise UserError(f"env.{name}: missing; this field has no default")
     workload: dict[str, Any] = dict(plain(cfg.workload))
-    scenario = scenario_of(cfg) if "scenario" in cfg else None
+    scenario = spec(Scenario, cfg.scenario, "scenario") if "scenario" in cfg else None
     values["failure_s"] = cfg.failure_s if scenario is None else scenario.failure_s
     if scenario is not None and part is not None:
         own = getattr(scenario.parts, part)
         workload |= own.workload
         values |= own.environment()
-    problem = resolve(
+    problem = kind.resolve(
         cluster=plain(cfg.cluster),
         workload=workload,
         reward=plain(cfg.get("reward")),  # only training earns one
@@ -65,7 +82,7 @@ def _tell(note: str) -> None:
     print(f"note: {note}")
 
 
-def _check_workload(problem: RoutingConfig) -> None:
+def _check_workload(problem: Problem) -> None:
     """Draw one episode, so that a bad trace or a hopeless cluster fails before anything is written."""
     blocks = problem.workload.chain_blocks
     fit = fit_chains(blocks, problem.cluster)
@@ -81,7 +98,9 @@ def _check_workload(problem: RoutingConfig) -> None:
         )
 
 
-def make_policy(policy: str | Mapping[str, Any], *, checkpoint: Any = None, bundle: Any = None) -> Policy:
+def make_policy(
+    policy: str | Mapping[str, Any], *, checkpoint: Any = None, bundle: Any = None, problem: Problem | None = None
+) -> Policy:
     """Build one policy: a heuristic by name, ``checkpoint`` or ``bundle`` from their paths.
 
     Parameters
@@ -89,6 +108,8 @@ def make_policy(policy: str | Mapping[str, Any], *, checkpoint: Any = None, bund
     policy : str or mapping
         A name, or ``{"name": ..., parameter: value, ...}``.
     checkpoint, bundle : path, optional
+    problem : Problem, optional
+        What it is to decide: a policy of another one is refused.
     """
     parameters = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
     name = parameters.pop("name", None)
@@ -104,18 +125,18 @@ def make_policy(policy: str | Mapping[str, Any], *, checkpoint: Any = None, bund
         return make_heuristic(name, **parameters)
     if parameters:
         raise UserError(f"policy.{next(iter(parameters))}: unknown; policy={name} takes no parameters")
-    return learned(checkpoint) if name == "checkpoint" else exported(bundle)
+    return learned(checkpoint, problem) if name == "checkpoint" else exported(bundle, problem)
 
 
-def learned(path: str | Path, name: str | None = None) -> Policy:
+def learned(path: str | Path, problem: Problem | None = None) -> Policy:
     """Load a trained checkpoint."""
     from fleetgym.agents.learned import load_checkpoint
 
-    return load_checkpoint(path, name)
+    return load_checkpoint(path, problem=problem)
 
 
-def exported(path: str | Path) -> Policy:
+def exported(path: str | Path, problem: Problem | None = None) -> Policy:
     """Load an exported bundle as a policy."""
     from fleetgym.agents.bundle_policy import BundlePolicy
 
-    return BundlePolicy(path)
+    return BundlePolicy(path, problem)

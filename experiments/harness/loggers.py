@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from fleetgym.envs.atomic import replacing
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError, did_you_mean
 
@@ -82,12 +83,10 @@ class CsvLogger(MetricLogger):
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(temporary, self.path)
 
 
 class TensorboardLogger(MetricLogger):

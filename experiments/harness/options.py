@@ -44,22 +44,10 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvOptions:
-    """The environment's own settings (``conf/env``); see `fleetgym.envs.routing.batch.RoutingConfig`."""
-
-    id: Literal["fleetgym.envs:fleetgym/Routing-v0"]
-    num_requests: int | None
-    load: float | tuple[float, ...] | None
-    available: int | tuple[int, ...] | None
-    features: tuple[str, ...] | None
-    oracle: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Simulated(Options):
-    """What every simulation of routed requests reads."""
+    """What every simulation reads; ``env`` holds the id of a registered environment and its own settings."""
 
-    env: EnvOptions
+    env: Group
     cluster: Group
     workload: Group
     slo: Group
@@ -310,12 +298,12 @@ def _refuse_unread(cls: type[Options], overrides: Iterable[Override]) -> None:
 
 def _refuse_void(options: Options, overrides: Iterable[Override]) -> None:
     """Refuse what the command line sets and another setting makes void."""
-    if not isinstance(options, Simulated) or options.env.num_requests is None:
+    if not isinstance(options, Simulated) or options.env.get("num_requests") is None:
         return
     for override in overrides:
         if override.key_or_group == "workload.num_requests" and override.value() is not None:
             raise UserError(
-                f"{override.input_line}: void under env.num_requests={options.env.num_requests}, which says how many "
+                f"{override.input_line}: void under env.num_requests={options.env['num_requests']}, which says how many "
                 "requests an episode has; set that, or set it to null"
             )
 

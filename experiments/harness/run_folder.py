@@ -23,6 +23,7 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from fleetgym.envs.atomic import replacing
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.harness.config import task_overrides
 
@@ -141,18 +142,6 @@ class RunFolder:
                 "wall_s": None if running else time.perf_counter() - self._clock,
             },
         )
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``target``, with its suffix; it takes that name if the block succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def jsonable(value: Any) -> Any:

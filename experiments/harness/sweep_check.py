@@ -13,10 +13,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from fleetgym.experiments.cli import CommandFailed, user_line
 from fleetgym.experiments.comparison.scenario import PartName
 from fleetgym.experiments.harness.config import task_overrides
-from fleetgym.experiments.harness.from_config import routing_problem
+from fleetgym.experiments.harness.config_errors import config_line
+from fleetgym.experiments.harness.failures import CommandFailed
+from fleetgym.experiments.harness.from_config import problem_of
 from fleetgym.experiments.harness.options import OPTIONS, read_options
 
 PARTS: Mapping[str, tuple[PartName | None, ...]] = {
@@ -41,10 +42,10 @@ class CheckSweep(Callback):
                 cfg = loader.load_sweep_config(config, job)
                 read_options(options, cfg, job)
                 for part in PARTS.get(options.command, ()):
-                    routing_problem(cfg, part)
+                    problem_of(cfg, part)
         except Exception as error:  # noqa: BLE001 every failure must leave as an exit code
             # Hydra would print any other exception of a callback as a warning and go on.
-            line = user_line(error, config_name)
+            line = config_line(error, config_name)
             text, code = (traceback.format_exc(), 1) if line is None else (line, 2)
             raise CommandFailed(text, code) from None
 

@@ -11,9 +11,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fleetgym.envs.atomic import write_text
 from fleetgym.experiments.harness.run_folder import jsonable
 from fleetgym.experiments.report import svg
-from fleetgym.experiments.report.files import write_text
 from fleetgym.experiments.report.tables import COLUMNS, Column, Entry, LeaderboardTable, number, show_change
 
 SCATTER_X = "ttft_charged_s.p90"

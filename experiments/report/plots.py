@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
+from fleetgym.envs.atomic import replacing
 from fleetgym.envs.cluster.metrics import SLO_SCALES
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.experiments.report.axis import Axis, fit_axis, spread
-from fleetgym.experiments.report.files import atomic
 from fleetgym.experiments.report.tables import COLUMNS, Column, Entry, LeaderboardTable, number
 
 # Okabe-Ito: told apart with any colour vision; kinds differ in their marker too.
@@ -39,11 +39,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all; the same figure gives the same bytes."""
-    with atomic(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata={"Software": None})
 
 
-def _plain(axes: Axes) -> Axes:
+def plain_axes(axes: Axes) -> Axes:
+    """Take the frame off and put a faint grid behind; returns the axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -58,9 +59,9 @@ def leaderboard_plot(path: Path, table: LeaderboardTable) -> None:
     panels = 2 if scatter and other is not None and table.main.key != SCATTER_X else 1
     figure = new_figure(7.0 * panels, max(3.2, 1.4 + 0.34 * len(shown)))
     grid = figure.subplots(1, panels, squeeze=False, width_ratios=[1.0, 1.15][:panels])[0]
-    _dots(_plain(grid[0]), table, shown)
+    _dots(plain_axes(grid[0]), table, shown)
     if panels == 2 and other is not None:
-        _trade_off(_plain(grid[1]), table.main, other, scatter)
+        _trade_off(plain_axes(grid[1]), table.main, other, scatter)
     name = str(table.scenario.get("name", ""))
     figure.suptitle(name, x=0.01, ha="left", fontweight="bold")
     save(figure, path)
@@ -71,7 +72,7 @@ def attainment_plot(path: Path, table: LeaderboardTable) -> None:
     one = SLO_SCALES.index(1.0)
     entries = sorted((e for e in table.entries if e.attainment), key=lambda entry: -entry.attainment[one])
     figure = new_figure(8.5, 4.6)
-    axes = _plain(figure.subplots())
+    axes = plain_axes(figure.subplots())
     for position, entry in enumerate(entries):
         bold = entry.kind in ("learned", "bundle")
         axes.plot(
@@ -176,7 +177,7 @@ def _latency_cdf(columns: Mapping[str, NDArray[Any]]) -> Figure:
     titles = {"ttft_s": ("TTFT (s)", 1.0), "tpot_s": ("TPOT (ms)", 1e3), "e2e_s": ("E2E latency (s)", 1.0)}
     for axes, (key, (title, scale)) in zip(panels, titles.items(), strict=True):
         values = np.sort(columns[key][np.isfinite(columns[key])]) * scale
-        _plain(axes).set_xlabel(title)
+        plain_axes(axes).set_xlabel(title)
         if not len(values):
             axes.text(0.5, 0.5, "no request has one", transform=axes.transAxes, ha="center", color=GREY)
             continue
@@ -204,7 +205,7 @@ def in_flight_steps(arrival_s: NDArray[np.float64], leave_s: NDArray[np.float64]
 
 def _in_flight(columns: Mapping[str, NDArray[Any]], labels: Sequence[str]) -> Figure:
     figure = new_figure(9.0, 3.6)
-    axes = _plain(figure.subplots())
+    axes = plain_axes(figure.subplots())
     taken = columns["status"] != "rejected"
     for index, label in enumerate(labels):
         mine = taken & (columns["instance"] == index)
@@ -228,7 +229,7 @@ def _instance_load(columns: Mapping[str, NDArray[Any]], stats: NDArray[np.void],
         ("busy time (s)", stats["busy_ns"] * 1e-9),
     )
     for axes, (title, heights) in zip(panels, bars, strict=True):
-        _plain(axes).bar(range(len(labels)), heights, color=CYCLE[0])
+        plain_axes(axes).bar(range(len(labels)), heights, color=CYCLE[0])
         axes.axhline(float(np.mean(heights)), color=CYCLE[1], linewidth=1.0, label="mean")
         axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60, fontsize=7)
         axes.grid(False, axis="x")
@@ -273,7 +274,7 @@ def training_curve(
     figure = new_figure(3.8 * width, 2.7 * height)
     panels = figure.subplots(height, width, squeeze=False).ravel()
     for axes, (key, xy) in zip(panels, drawn, strict=False):
-        _plain(axes).plot(xy[:, 0], xy[:, 1], color=CYCLE[0], marker="." if len(xy) < 50 else None)
+        plain_axes(axes).plot(xy[:, 0], xy[:, 1], color=CYCLE[0], marker="." if len(xy) < 50 else None)
         axes.set_title(key, fontsize=9)
         axes.set_xlabel("timesteps")
     for axes in panels[len(drawn) :]:

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fleetgym.envs.atomic import write_text
 from fleetgym.envs.cluster.metrics import SLO_SCALES, find_ranking
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.comparison.intervals import (
@@ -27,7 +28,6 @@ from fleetgym.experiments.comparison.intervals import (
     relative_change,
 )
 from fleetgym.experiments.harness.run_folder import jsonable
-from fleetgym.experiments.report.files import write_text
 
 Row = Mapping[str, Any]
 

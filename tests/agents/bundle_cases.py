@@ -12,7 +12,8 @@ from stable_baselines3 import PPO
 from fleetgym.agents.bundle_format import MANIFEST
 from fleetgym.agents.checkpoint import write_card
 from fleetgym.agents.scorer import ScorerPolicy
-from fleetgym.envs.features import DEFAULT_FEATURES, SCHEMA_VERSION, observation_space, schema_digest, select
+from fleetgym.envs.features import SCHEMA_VERSION, observation_space, public, schema_digest
+from fleetgym.envs.signals import SIGNAL_NAMES
 
 NUM_INSTANCES = 4
 ENV_ID = "fleetgym.envs:fleetgym/Routing-v0"
@@ -21,8 +22,8 @@ ENV_ID = "fleetgym.envs:fleetgym/Routing-v0"
 class Noise(Env[np.ndarray, np.int64]):
     """Random observations, some instances absent: enough to build a model on."""
 
-    def __init__(self, features: tuple[str, ...] = DEFAULT_FEATURES, num_instances: int = NUM_INSTANCES) -> None:
-        self.observation_space = observation_space(select(features, oracle=True), num_instances)
+    def __init__(self, features: tuple[str, ...] = public(SIGNAL_NAMES), num_instances: int = NUM_INSTANCES) -> None:
+        self.observation_space = observation_space(features, num_instances)
         self.action_space = spaces.Discrete(num_instances)
 
     def action_masks(self) -> np.ndarray:
@@ -42,7 +43,7 @@ class Noise(Env[np.ndarray, np.int64]):
         return self.observe(), float(action), False, False, {}
 
 
-def observations(b: int, n: int, f: int = len(DEFAULT_FEATURES), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def observations(b: int, n: int, f: int = len(public(SIGNAL_NAMES)), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Observations in physical units with absent (zero) rows, and their mask."""
     rng = np.random.default_rng(seed)
     mask = rng.random((b, n)) < 0.7
@@ -51,7 +52,7 @@ def observations(b: int, n: int, f: int = len(DEFAULT_FEATURES), seed: int = 0) 
     return np.where(mask[:, :, None], values, np.float32(0)), mask
 
 
-def card(features: tuple[str, ...] = DEFAULT_FEATURES, **changes: Any) -> dict[str, Any]:
+def card(features: tuple[str, ...] = public(SIGNAL_NAMES), **changes: Any) -> dict[str, Any]:
     """A checkpoint's card as training writes it."""
     values = {
         "name": "ppo_scorer", "env_id": ENV_ID, "algorithm": "ppo", "network": "scorer", "features": list(features),
@@ -64,7 +65,7 @@ def card(features: tuple[str, ...] = DEFAULT_FEATURES, **changes: Any) -> dict[s
 
 
 def checkpoint(
-    folder: Path, features: tuple[str, ...] = DEFAULT_FEATURES, activation: str = "relu", **changes: Any
+    folder: Path, features: tuple[str, ...] = public(SIGNAL_NAMES), activation: str = "relu", **changes: Any
 ) -> Path:
     """A short-trained checkpoint with its card."""
     kwargs = {"features": features, "hidden": 8, "activation": activation}

@@ -23,7 +23,8 @@ from fleetgym.agents.export import LINEAR_SCORES, from_checkpoint, from_heuristi
 from fleetgym.baselines import make_heuristic
 from fleetgym.baselines.base import Columns
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.features import DEFAULT_FEATURES, SCHEMA_VERSION, select
+from fleetgym.envs.features import SCHEMA_VERSION, public
+from fleetgym.envs.signals import SIGNAL_NAMES
 from fleetgym.experiments.export import evaluation_rows
 
 
@@ -212,7 +213,7 @@ def test_the_bare_graph_answers_a_mask_without_a_choice_with_0_and_the_card_says
 def test_manifest_and_model_card_say_what_a_router_must_know(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     features = {f["name"]: f for f in manifest["observation"]["features"]}
-    assert tuple(features) == DEFAULT_FEATURES
+    assert tuple(features) == public(SIGNAL_NAMES)
     assert features["kv_usage"]["metrics"]["vllm"] == ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"]
     assert manifest["trained"] == {"n_instances": [2, 4], "load": [0.6, 1.1], "staleness_s": [0.0, 0.0]}
     assert manifest["fallback"] == "least_inflight"
@@ -283,7 +284,7 @@ def test_missing_and_foreign_checkpoints_are_refused(trained: Path, tmp_path: Pa
 def test_bundle_is_a_policy_of_the_gym(bundle: Path, tmp_path: Path) -> None:
     policy = BundlePolicy(bundle)
     assert policy.kind == "bundle"
-    assert policy.features == tuple(f.name for f in select())
+    assert policy.features == public(SIGNAL_NAMES)
     policy.reset([0, 1], 3)
     observation, mask = observations(2, 3)
     np.testing.assert_array_equal(policy.act(observation, mask), load(bundle).act(observation, mask))

@@ -9,15 +9,16 @@ from stable_baselines3 import PPO
 
 from fleetgym.agents.scorer import MaskableScorerPolicy, RowScorer, ScorerPolicy
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.features import DEFAULT_FEATURES
+from fleetgym.envs.features import public
+from fleetgym.envs.signals import SIGNAL_NAMES
 
-KWARGS = {"features": DEFAULT_FEATURES, "hidden": 8}
+KWARGS = {"features": public(SIGNAL_NAMES), "hidden": 8}
 ALGORITHMS = [(PPO, ScorerPolicy), (MaskablePPO, MaskableScorerPolicy)]
 
 
 def scorer(activation: str = "relu") -> RowScorer:
     torch.manual_seed(0)
-    return RowScorer(DEFAULT_FEATURES, 8, activation)
+    return RowScorer(public(SIGNAL_NAMES), 8, activation)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
@@ -36,7 +37,7 @@ def test_permuting_instances_permutes_scores_and_keeps_the_value(activation: str
 
 def test_absent_instances_change_nothing_for_the_others() -> None:
     observation, _ = observations(5, 3)
-    padded = np.concatenate([observation, np.zeros((5, 4, len(DEFAULT_FEATURES)), np.float32)], axis=1)
+    padded = np.concatenate([observation, np.zeros((5, 4, len(public(SIGNAL_NAMES))), np.float32)], axis=1)
     with torch.no_grad():
         scores, latent = scorer()(torch.as_tensor(observation))
         padded_scores, padded_latent = scorer()(torch.as_tensor(padded))
@@ -99,7 +100,7 @@ def test_greedy_action_obeys_masks_that_the_rows_do_not_show() -> None:
 
 def test_equal_instances_go_to_the_lowest_index() -> None:
     model = PPO(ScorerPolicy, Noise(), policy_kwargs=KWARGS, seed=0)
-    row = np.full(len(DEFAULT_FEATURES), 7.0, np.float32)
+    row = np.full(len(public(SIGNAL_NAMES)), 7.0, np.float32)
     observation = np.tile(row, (1, NUM_INSTANCES, 1))
     assert model.predict(observation, deterministic=True)[0].tolist() == [0]
     observation[0, 0] = 0.0
@@ -117,7 +118,7 @@ def test_greedy_action_is_the_best_score_even_when_probabilities_round_to_equal(
 
 
 def test_inputs_far_beyond_the_typical_are_limited() -> None:
-    observation = torch.full((1, 1, len(DEFAULT_FEATURES)), 1e30)
+    observation = torch.full((1, 1, len(public(SIGNAL_NAMES))), 1e30)
     assert scorer().transform(observation).max() > 4.0
     assert scorer().inputs(observation).max() == 4.0
 
@@ -148,7 +149,7 @@ def test_value_scale_multiplies_the_critic_alone() -> None:
     ("kwargs", "message"),
     [
         ({"prior": {"in_flight": 1.0}}, "prior: 'in_flight' is no column; did you mean .*in_flight_requests"),
-        ({"prior": dict.fromkeys(DEFAULT_FEATURES, 1.0)}, "15 features need as many of 8 hidden units"),
+        ({"prior": dict.fromkeys(public(SIGNAL_NAMES), 1.0)}, "15 features need as many of 8 hidden units"),
         ({"value_scale": 0.0}, "value_scale=0.0: must be positive"),
         ({"activation": "gelu"}, "policy_kwargs.activation='gelu'"),
         ({"hidden": 0}, "policy_kwargs.hidden=0"),

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from routing_envs import ROUTING_ID
 
 from fleetgym.agents.checkpoint import read_card
 from fleetgym.agents.factory import AgentSpec
 from fleetgym.agents.learned import load_checkpoint
 from fleetgym.agents.training import HELD_OUT_FIGURES, TrainSpec, held_out_score, train
 from fleetgym.baselines import make_heuristic
-from fleetgym.envs import ROUTING_ID
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
-from fleetgym.envs.routing.batch import RoutingConfig, resolve
+from fleetgym.envs.problem import Problem
+from fleetgym.envs.routing.problem import Routing
 
 PPO = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
 SPECS = {
@@ -33,11 +34,11 @@ SPECS = {
 PLAN = TrainSpec(128, eval_every_timesteps=64, eval_episodes=2, checkpoint_every_timesteps=64)
 
 
-def problem(**arguments: object) -> RoutingConfig:
-    return resolve(**{"num_requests": 40, **arguments})
+def problem(**arguments: object) -> Problem:
+    return Routing.resolve(**{"num_requests": 40, **arguments})
 
 
-def card(spec: AgentSpec, config: RoutingConfig) -> dict[str, object]:
+def card(spec: AgentSpec, config: Problem) -> dict[str, object]:
     return {
         "name": spec.algorithm,
         "env_id": ROUTING_ID,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fleetgym.baselines import REGISTRY, ScorePolicy, make_heuristic, register
 from fleetgym.baselines.base import Columns
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.features import FEATURE_BY_NAME
+from fleetgym.envs.signals import find_signal
 
 
 def fleet(policy_name: str, **columns: list[float]) -> np.ndarray:
@@ -37,7 +37,7 @@ def choice(name: str, mask: list[bool] | None = None, **columns: list[float]) ->
 def test_actions_are_allowed_and_independent_of_the_batch(name: str, seed: int, batch: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     policy, alone = make_heuristic(name), make_heuristic(name)
-    high = np.array([min(FEATURE_BY_NAME[f].high, 1e4) for f in policy.features])
+    high = np.array([min(find_signal(f).high, 1e4) for f in policy.features])
     policy.reset(range(batch), n)
     alone.reset([0], n)
     for _ in range(3):

@@ -5,18 +5,19 @@ import json
 import gymnasium
 import pytest
 from places import DATA
+from routing_envs import ROUTING_ID
 
-from fleetgym.envs import ENV_IDS, ROUTING_ID
-from fleetgym.envs.fingerprint import routing_fingerprint
+from fleetgym.envs import registered
+from fleetgym.envs.fingerprint import fingerprint
 
 PINNED = json.loads((DATA / "fingerprints.json").read_text(encoding="utf-8"))
 
 
 def test_every_registered_environment_is_listed_and_pinned() -> None:
-    registered = {env_id for env_id in gymnasium.registry if env_id.startswith("fleetgym/")}
-    assert set(PINNED) == set(ENV_IDS) == registered
+    known = {env_id for env_id in gymnasium.registry if env_id.startswith("fleetgym/")}
+    assert set(PINNED) == set(registered()) == known
 
 
 @pytest.mark.parametrize("engine", ["kernel", "reference"])
 def test_routing_does_what_it_did(engine: str) -> None:
-    assert routing_fingerprint(engine) == PINNED[ROUTING_ID], "dynamics changed: register a new version"
+    assert fingerprint("fleetgym/Routing-v0", engine) == PINNED[ROUTING_ID], "dynamics changed: register a new version"

@@ -10,38 +10,38 @@ import gymnasium as gym
 import pytest
 from omegaconf import OmegaConf
 from places import CONF
+from routing_envs import ROUTING_ID
 
-from fleetgym.envs import ROUTING_ID
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.presets import GROUPS, default_preset, names, preset
+from fleetgym.envs.problem import Problem
 from fleetgym.envs.rewards import RewardSpec
-from fleetgym.envs.routing.batch import RoutingConfig
-from fleetgym.envs.routing.env import RoutingEnv
+from fleetgym.envs.routing.problem import Routing
 from fleetgym.experiments.harness.config import compose_config
-from fleetgym.experiments.harness.from_config import routing_problem
+from fleetgym.experiments.harness.from_config import problem_of
 
 ALL = [(group, name) for group in GROUPS for name in names(group)]
 
 
-def made(**arguments: Any) -> RoutingConfig:
-    config = gym.make(f"fleetgym.envs:{ROUTING_ID}", **arguments).unwrapped.config  # type: ignore[attr-defined]
-    assert isinstance(config, RoutingConfig)
+def made(**arguments: Any) -> Problem:
+    config = gym.make(f"fleetgym.envs:{ROUTING_ID}", **arguments).unwrapped.problem  # type: ignore[attr-defined]
+    assert isinstance(config, Problem)
     return config
 
 
-@pytest.mark.parametrize("field", [f.name for f in fields(RoutingConfig)])
+@pytest.mark.parametrize("field", [f.name for f in fields(Problem)])
 @pytest.mark.parametrize("command", ["train", "evaluate", "leaderboard"])
 def test_the_command_line_and_python_build_the_same_problem(command: str, field: str) -> None:
-    problem = routing_problem(compose_config(command))
+    problem = problem_of(compose_config(command))
     assert getattr(problem, field) == getattr(made(), field)
     envs = gym.make_vec(f"fleetgym.envs:{ROUTING_ID}", num_envs=2)
-    assert getattr(problem, field) == getattr(envs.unwrapped.config, field)  # type: ignore[attr-defined]
+    assert getattr(problem, field) == getattr(envs.unwrapped.problem, field)  # type: ignore[attr-defined]
 
 
 def test_both_see_the_same_hardware() -> None:
-    ours, theirs = made().cluster.expanded, routing_problem(compose_config("evaluate")).cluster.expanded
+    ours, theirs = made().cluster.expanded, problem_of(compose_config("evaluate")).cluster.expanded
     for one, other in zip(ours, theirs, strict=True):
         assert one.row == other.row
         assert one.decode_tokens_per_s == other.decode_tokens_per_s
@@ -60,12 +60,12 @@ def test_both_see_the_same_hardware() -> None:
 def test_a_name_means_the_same_on_the_command_line_and_in_python(choice: dict[str, str]) -> None:
     overrides = [f"{group}={name}" for group, name in choice.items()]
     # A load would be measured, which takes seconds and is the same for both.
-    problem = routing_problem(compose_config("evaluate", [*overrides, "env.load=null"]))
+    problem = problem_of(compose_config("evaluate", [*overrides, "env.load=null"]))
     assert made(**choice, load=None) == problem
 
 
 def test_a_workload_has_a_name_too(data_path: object) -> None:
-    problem = routing_problem(compose_config("evaluate", ["workload=azure_conversation", "env.load=null"]))
+    problem = problem_of(compose_config("evaluate", ["workload=azure_conversation", "env.load=null"]))
     assert made(workload="azure_conversation", load=None).workload == problem.workload
 
 
@@ -116,7 +116,7 @@ def test_what_nothing_is_called_is_one_line_with_the_near_names(arguments: dict[
 
 
 def test_the_documented_defaults_are_the_presets() -> None:
-    text, env = RoutingEnv.__doc__ or "", default_preset("env")
+    text, env = Routing.__doc__ or "", default_preset("env")
     assert re.search(r"num_requests : .*, default (\S+)", text)[1] == str(env["num_requests"])  # type: ignore[index]
     assert re.search(r"load : .*, default (\S+)", text)[1] == str(env["load"])  # type: ignore[index]
     assert f"default ``{default_preset('cluster')['name']}``" in text

@@ -13,18 +13,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from routing_envs import RoutingEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from fleetgym.envs import ENV_IDS
-from fleetgym.envs.cluster.engine import TERM_NAMES
+from fleetgym.envs import registered
 from fleetgym.envs.cluster.metrics import per_request
 from fleetgym.envs.cluster.requests import REJECTED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.features import DEFAULT_FEATURES, ORACLE_FEATURES
-from fleetgym.envs.routing.batch import RoutingConfig
-from fleetgym.envs.routing.env import RoutingEnv
-from fleetgym.envs.routing.load import saturation_rps
+from fleetgym.envs.features import public
+from fleetgym.envs.problem import Problem
+from fleetgym.envs.saturation import saturation_rps
+from fleetgym.envs.signals import SIGNAL_NAMES, TERM_NAMES
 from fleetgym.envs.workloads import make_workload
 from fleetgym.envs.wrappers import ScaleObservation
 
@@ -32,7 +32,7 @@ ENGINES = ("kernel", "reference")
 SMALL = {"num_requests": 40}
 
 
-def make(env_id: str = ENV_IDS[0], **arguments: object) -> gym.Env:
+def make(env_id: str = registered()[0], **arguments: object) -> gym.Env:
     return gym.make(f"fleetgym.envs:{env_id}", **{**SMALL, **arguments})
 
 
@@ -58,13 +58,13 @@ def complaints(check: Callable[..., None], env: gym.Env) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", registered())
 @pytest.mark.parametrize("engine", ENGINES)
 def test_gymnasium_checker_has_no_complaint(env_id: str, engine: str) -> None:
     assert complaints(gymnasium_check_env, make(env_id, engine=engine).unwrapped) == []
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", registered())
 def test_sb3_checker_warns_of_the_two_dimensional_observation_alone(env_id: str) -> None:
     """The observation is a table with a row per instance, which SB3's own networks would flatten."""
     env = make(env_id, render_mode="rgb_array").unwrapped
@@ -124,7 +124,7 @@ def test_the_checkers_see_a_broken_environment(
     assert complaint in "".join(seen)
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", registered())
 @pytest.mark.parametrize("engine", ENGINES)
 def test_equal_seeds_give_equal_arrays(env_id: str, engine: str) -> None:
     first, second = rollout(make(env_id, engine=engine), 3), rollout(make(env_id, engine=engine), 3)
@@ -149,7 +149,7 @@ def test_a_fleet_with_data_parallel_groups_is_loaded_by_their_own_rate_in_both_e
 def test_a_new_process_gives_equal_arrays() -> None:
     digest = hashlib.sha256(b"".join(a.tobytes() for a in rollout(make(), 3))).hexdigest()
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import hashlib; from test_routing_env import make, rollout; "
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']; import hashlib; from test_routing_env import make, rollout; "
         "print(hashlib.sha256(b''.join(a.tobytes() for a in rollout(make(), 3))).hexdigest())"
     )
     done = subprocess.run(
@@ -195,20 +195,20 @@ def test_an_episode_has_a_whole_number_of_requests(value: object) -> None:
 
 def test_default_observation_holds_no_privileged_feature() -> None:
     env = make()
-    assert env.observation_space.shape == (8, len(DEFAULT_FEATURES))
-    assert "output_tokens" not in env.unwrapped.config.features
+    assert env.observation_space.shape == (8, len(public(SIGNAL_NAMES)))
+    assert "output_tokens" not in env.unwrapped.problem.features
 
 
 def test_privileged_features_need_an_oracle() -> None:
     with pytest.raises(UserError, match=r"output_tokens.*privileged.*oracle"):
         make(features=["prompt_tokens", "output_tokens"])
-    assert make(oracle=True).observation_space.shape == (8, len(ORACLE_FEATURES))
+    assert make(oracle=True).observation_space.shape == (8, len(SIGNAL_NAMES))
 
 
 def test_selected_features_are_columns_of_the_full_observation() -> None:
     names = ["kv_usage", "in_flight_requests", "prompt_tokens"]
     full, picked = rollout(make(), 2), rollout(make(features=names), 2)
-    columns = [DEFAULT_FEATURES.index(name) for name in names]
+    columns = [public(SIGNAL_NAMES).index(name) for name in names]
     assert np.array_equal(full[5][:, columns], picked[5])
 
 
@@ -226,7 +226,7 @@ def terms(info: dict) -> dict[str, float]:
     return dict(info["reward_terms"])
 
 
-def charge_s(config: RoutingConfig) -> float:
+def charge_s(config: Problem) -> float:
     """What the default reward takes for a failed request."""
     return config.failure_s
 
@@ -250,7 +250,7 @@ def test_return_is_minus_the_latency_up_to_the_last_dispatch_and_the_charge_of_f
     while not truncated:
         _, reward, _, truncated, info = env.step(step % 2)
         assert reward == pytest.approx(
-            -terms(info)["unfinished_request_s"] - charge_s(env.config) * terms(info)["rejected"]
+            -terms(info)["unfinished_request_s"] - charge_s(env.problem) * terms(info)["rejected"]
         )
         total, step = total + reward, step + 1
     arrival_ns, results = env._engine.requests(0)["arrival_ns"], env._engine.results(0)
@@ -258,7 +258,7 @@ def test_return_is_minus_the_latency_up_to_the_last_dispatch_and_the_charge_of_f
     failed = results["status"] == REJECTED
     spent_s = np.where(failed, 0, np.minimum(results["finish_ns"], last_ns) - arrival_ns).sum() * 1e-9
     assert 0 < failed.sum() < 60
-    assert total == pytest.approx(-spent_s - charge_s(env.config) * failed.sum(), rel=1e-9)
+    assert total == pytest.approx(-spent_s - charge_s(env.problem) * failed.sum(), rel=1e-9)
     # What is still unfinished then is not in it: the whole latency is more.
     whole_s = np.where(failed, 0, results["finish_ns"] - arrival_ns).sum() * 1e-9
     assert spent_s < whole_s
@@ -363,7 +363,7 @@ def test_saturation_rate_is_what_an_overloaded_instance_serves(gpu: str) -> None
     end_ns = env._engine.requests(0)["arrival_ns"].max()
     finish_ns = env._engine.results(0)["finish_ns"]
     served_rps = np.count_nonzero((end_ns / 2 < finish_ns) & (finish_ns <= end_ns)) / (end_ns / 2 * 1e-9)
-    saturation = saturation_rps(env.config.cluster.expanded[0], env.config.workload)
+    saturation = saturation_rps(env.problem.cluster.expanded[0], env.problem.workload)
     assert served_rps == pytest.approx(saturation, rel=0.1)
 
 
@@ -424,7 +424,7 @@ def test_episode_metrics_are_those_of_the_metrics_module(engine: str) -> None:
     while not truncated:
         *_, truncated, info = env.step(6)
     requests, results = env._engine.requests(0), env._engine.results(0)
-    columns = per_request(Trace(requests), results, env.config.slo, failure_s=env.config.failure_s)
+    columns = per_request(Trace(requests), results, env.problem.slo, failure_s=env.problem.failure_s)
     for name in ("ttft_s", "tpot_s", "e2e_s", "e2e_charged_s"):
         assert info["episode_metrics"][f"mean_{name}"] == pytest.approx(np.nanmean(columns[name]), rel=1e-12)
     assert info["episode_metrics"]["slo_attainment"] == columns["slo_met"].mean()

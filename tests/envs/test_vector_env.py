@@ -12,15 +12,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import vector as wrappers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routing_envs import ROUTING_ID, RoutingEnv, RoutingVectorEnv
 from test_routing_env import ENGINES, TIGHT_AND_WIDE, make
 
 from fleetgym.agents.vec_env import FleetVecEnv
-from fleetgym.envs import ROUTING_ID
-from fleetgym.envs.cluster.engine import TERM_NAMES
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.rewards import RewardTerms
-from fleetgym.envs.routing.env import RoutingEnv
-from fleetgym.envs.vector import RoutingVectorEnv
+from fleetgym.envs.signals import TERM_NAMES
+from fleetgym.envs.vector import FleetVectorEnv
 from fleetgym.envs.wrappers import MaskObservation, MaskVectorObservation, ScaleObservation, ScaleVectorObservation
 
 LENGTH = 30
@@ -29,7 +28,7 @@ MODES = tuple(AutoresetMode)
 PAIR = {"cluster": {"instances": [{"gpu": "RTX4090", "model": "Llama-3.1-8B", "count": 2}]}}
 
 
-def vector(num_envs: int, **arguments: object) -> RoutingVectorEnv:
+def vector(num_envs: int, **arguments: object) -> FleetVectorEnv:
     return RoutingVectorEnv(num_envs, **{"num_requests": LENGTH, **arguments})
 
 
@@ -146,11 +145,11 @@ def test_autoreset_mode_is_declared_and_same_step_by_default(arguments: dict[str
     env = gym.make_vec(ID, num_envs=2, vectorization_mode="vector_entry_point", num_requests=LENGTH, **arguments)
     mode = AutoresetMode(arguments.get("autoreset_mode", "SameStep"))
     assert env.autoreset_mode is env.metadata["autoreset_mode"] is mode
-    assert RoutingVectorEnv.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert FleetVectorEnv.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert env.spec.id == ROUTING_ID
-    assert repr(env) == f"RoutingVectorEnv({ROUTING_ID}, num_envs=2)"
+    assert repr(env) == f"FleetVectorEnv({ROUTING_ID}, num_envs=2)"
     again = gym.make_vec(env.spec)
-    assert (again.num_envs, again.autoreset_mode, again.config) == (2, mode, env.config)
+    assert (again.num_envs, again.autoreset_mode, again.problem) == (2, mode, env.problem)
 
 
 def test_unknown_autoreset_mode_is_named() -> None:

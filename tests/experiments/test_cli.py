@@ -8,8 +8,9 @@ import pytest
 
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments import cli
+from fleetgym.experiments.harness.command import command
 
-HYDRA_COMMANDS = [name for name in cli.COMMANDS if name != "download-traces"]
+HYDRA_COMMANDS = [name for name in cli.COMMANDS if name not in cli.PLAIN]
 BIN = Path(sys.executable).parent
 
 
@@ -28,7 +29,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "probe.py").write_text(
         textwrap.dedent("""
         from fleetgym.envs.errors import UserError
-        from fleetgym.experiments.cli import command
+        from fleetgym.experiments.harness.command import command
         from fleetgym.experiments.harness.run_folder import RunFolder
 
         LOADED_AS_MODULE = __name__ != "__main__"
@@ -188,7 +189,7 @@ def test_a_worker_imports_the_command_as_a_module(probe: Path, tmp_path: Path) -
 
 
 def test_a_command_called_with_a_config_just_runs() -> None:
-    @cli.command("golden")
+    @command("golden")
     def main(cfg: int) -> float | None:
         if cfg < 0:
             raise UserError("cfg: negative")
@@ -212,6 +213,8 @@ PAST_IMPORTS = {
     "export": ["checkpoint=none.zip"],
     "export-verify": ["bundle=none"],
     "download-traces": ["nothing"],
+    "fit-workload": ["none.csv"],
+    "record-bench": ["none.json", "run"],
 }
 
 

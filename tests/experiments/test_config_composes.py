@@ -5,10 +5,10 @@ from omegaconf import OmegaConf
 from places import CONF
 
 from fleetgym.envs.cluster.spec import ClusterSpec
-from fleetgym.experiments.cli import COMMANDS
+from fleetgym.experiments.cli import COMMANDS, PLAIN
 from fleetgym.experiments.harness.config import cluster_spec, compose_config, slo_spec
 
-PRIMARY = sorted({name.replace("-", "_") for name in COMMANDS} - {"download_traces"})
+PRIMARY = sorted(name.replace("-", "_") for name in COMMANDS if name not in PLAIN)
 ROUTING = ("train", "evaluate", "leaderboard")  # share conf/routing.yaml, and so an experiment fits all three
 GROUPS = sorted(entry.name for entry in CONF.iterdir() if entry.is_dir() and not entry.name.startswith("_"))
 

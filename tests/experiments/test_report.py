@@ -17,7 +17,6 @@ from fleetgym.envs.cluster.spec import Slo
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.report import print_summary, print_table, write_leaderboard
 from fleetgym.experiments.report.axis import fit_axis, spread
-from fleetgym.experiments.report.files import atomic
 from fleetgym.experiments.report.plots import in_flight_steps, run_plots, training_curve
 from fleetgym.experiments.report.tables import build_table, number
 
@@ -184,21 +183,6 @@ def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     blocker.write_text("")
     with pytest.raises(UserError, match=r"cannot write leaderboard\.csv"):
         write_leaderboard(blocker / "sub", ROWS, scenario=SCENARIO)
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
-    target = tmp_path / "x.txt"
-    target.write_text("old")
-
-    def fail() -> None:
-        with atomic(target) as path:
-            path.write_text("half")
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        fail()
-    assert target.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
 
 
 def make_columns() -> tuple[dict[str, Any], np.ndarray]:

@@ -90,7 +90,7 @@ def test_a_writer_that_breaks_leaves_the_old_file_and_no_rest(tmp_path: Path) ->
                 assert path.suffix == ".png"
                 raise OSError("disk full")
 
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(UserError, match=r"cannot write plot\.png: disk full"):
             break_half_way()
         assert sorted(os.listdir(tmp_path)) == before
         assert (tmp_path / "plot.png").read_text() == "old"

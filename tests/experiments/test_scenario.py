@@ -13,7 +13,8 @@ from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
-from fleetgym.envs.routing.batch import RoutingBatch, RoutingConfig, resolve
+from fleetgym.envs.problem import Problem
+from fleetgym.envs.routing.problem import Routing
 from fleetgym.envs.workloads import Workload
 from fleetgym.experiments.comparison.rollout import check_failure_s, run_policies
 from fleetgym.experiments.comparison.scenario import Scenario, Windows, plan_windows
@@ -52,14 +53,14 @@ def scenario(**changes: object) -> Scenario:
     return build(Scenario, {**values, **changes}, "scenario")
 
 
-def problem(**arguments: object) -> RoutingConfig:
-    return resolve(**{"cluster": CLUSTER, "num_requests": 300, "load": 0.9, "failure_s": 120.0, **arguments})
+def problem(**arguments: object) -> Problem:
+    return Routing.resolve(**{"cluster": CLUSTER, "num_requests": 300, "load": 0.9, "failure_s": 120.0, **arguments})
 
 
-def board(config: RoutingConfig, policies: list[Policy], rank_by: str = "e2e_charged_s.mean") -> LeaderboardTable:
+def board(config: Problem, policies: list[Policy], rank_by: str = "e2e_charged_s.mean") -> LeaderboardTable:
     windows = Windows(tuple(range(6)), "generated")
     episodes = run_policies(config, policies, windows, progress=False)
-    rows = [{"policy": e.policy, "kind": e.kind, "window": e.window, **flatten(e.summary(config))} for e in episodes]
+    rows = [{"policy": e.policy, "kind": e.kind, "window": e.window, **flatten(e.summary())} for e in episodes]
     return build_table(rows, scenario={}, rank_by=rank_by, failure_s=config.failure_s)
 
 
@@ -89,7 +90,7 @@ def test_dropping_beats_no_policy_that_serves_in_time(rank_by: str) -> None:
 def test_dropping_earns_less_reward_than_serving() -> None:
     def total_reward(policy: Policy) -> float:
         config = problem()
-        batch = RoutingBatch(config, 1)
+        batch = config.make_batch(1)
         batch.rngs[0] = np.random.default_rng(0)
         batch.start(0)
         policy.reset([0], config.cluster.num_instances)
@@ -137,7 +138,7 @@ def test_no_generated_window_is_an_episode_that_training_meets() -> None:
     judged = {
         e.trace.requests.tobytes() for e in run_policies(config, [make_heuristic("random")], windows, progress=False)
     }
-    trained = RoutingBatch(config, 4, keep_traces=True)
+    trained = config.make_batch(4, keep_traces=True)
     for seed in range(4):
         trained.rngs[seed] = gym.utils.seeding.np_random(seed)[0]  # as environments are seeded
         trained.start(seed)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from commands import refused
 
-from fleetgym.envs.cluster.engine import make_engine
+from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.latency import find_row
 from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.cluster.spec import SETTINGS, ClusterSpec, EngineArgs, InstanceSpec

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.engine import GAP_BINS, SIGNAL_INDEX, SIGNAL_NAMES, Engine
+from fleetgym.envs.cluster.engine import GAP_BINS, Engine
 from fleetgym.envs.cluster.kernel import handle
 from fleetgym.envs.cluster.kernel.spec_row import SPEC, spec_row
 from fleetgym.envs.cluster.kernel.state import (
@@ -36,6 +36,7 @@ from fleetgym.envs.cluster.requests import (
 from fleetgym.envs.cluster.segments import LINK_DTYPE
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
 from fleetgym.envs.errors import LivelockError, UserError
+from fleetgym.envs.signals import SIGNAL_INDEX, SIGNAL_NAMES
 
 MAX_REQUESTS = 2**28
 SHARED = ("spec", "tables", "columns", "high", "slo", "values")  # parts of State that are the same for all clusters
@@ -64,6 +65,12 @@ class KernelEngine(Engine):
         journal: int = 0,
     ) -> None:
         super().__init__(clusters, batch, columns=columns, high=high, slo=slo)
+        for spec in (spec for cluster in self.clusters for spec in cluster.instances):
+            if spec.engine.long_prefill_token_threshold:
+                raise UserError(
+                    f"long_prefill_token_threshold={spec.engine.long_prefill_token_threshold}: the compiled engine does not "
+                    "have it yet; use engine=reference, or 0"
+                )
         kinds = [cluster.expanded for cluster in self.clusters]
         self._specs = list(dict.fromkeys(spec for row in kinds for spec in row))
         number = {spec: index for index, spec in enumerate(self._specs)}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from commands import fleetgym
 
-from fleetgym.envs.cluster.engine import make_engine
+from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.latency import (
     ESTIMATE_TIER,
     TIER_ORDER,

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from places import DATA
 
-from fleetgym.envs.cluster.engine import GAP_BINS, gap_bin, make_engine
+from fleetgym.envs.cluster.engine import GAP_BINS, gap_bin
+from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.golden import replay_file
 from fleetgym.envs.cluster.kernel import KernelEngine, jit, update
 from fleetgym.envs.cluster.kernel.golden import KernelReplay

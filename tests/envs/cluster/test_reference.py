@@ -5,12 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetgym.envs.cluster.engine import SIGNAL_INDEX, TERM_NAMES, Engine, gap_bin, make_engine
+from fleetgym.envs.cluster.engine import Engine, gap_bin
+from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import FINISHED, REJECTED, UNFINISHED, Trace, make_trace
 from fleetgym.envs.cluster.scheduler import Request, Scheduler
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec, Slo
 from fleetgym.envs.errors import LivelockError, UserError
+from fleetgym.envs.signals import SIGNAL_INDEX, TERM_NAMES
 
 MS = 1_000_000
 TERM = {name: index for index, name in enumerate(TERM_NAMES)}

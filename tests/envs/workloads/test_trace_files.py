@@ -18,11 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import DOCS
+from routing_envs import RoutingEnv
 
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import UserError, UserNote
-from fleetgym.envs.routing.env import RoutingEnv
 from fleetgym.envs.textfile import text_lines
 from fleetgym.envs.workloads import make_workload
 from fleetgym.envs.workloads.blocks import implied_block_size, label_chains, regroup
@@ -265,7 +265,7 @@ FOREIGN = [
     ('{"id": "a", "conversations": []}\n', "a ShareGPT collection"),
     ('{"conversation_id": "a", "conversation": []}\n', "a collection of conversations"),
     ('{"messages": []}\n', "a collection of conversations"),
-    ('{"date": "x", "ttfts": [], "itls": []}', "a result of vllm bench serve: .*record_bench"),
+    ('{"date": "x", "ttfts": [], "itls": []}', "a result of vllm bench serve: .*fleetgym record-bench"),
     ('{"date": "x", "request_throughput": 1.0, "completed": 3}', "a result of vllm bench serve: .*--save-detailed"),
     ('{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1, "ttft_s": 1, "e2e_s": 2}\n', "a measured run: .*validate"),
     ('{"request_id": "a", "queued_ts": 1, "first_token_ts": 2, "last_token_ts": 3}\n', "a measured run: .*validate"),
@@ -797,13 +797,13 @@ def test_notes_are_given_once_per_command_and_faults_before_anything_is_written(
     cfg = compose_config("routing", overrides)
     from_config._tell.cache_clear()
     for part in (None, "train", "test"):
-        from_config.routing_problem(cfg, part)
+        from_config.problem_of(cfg, part)
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 1
     assert shown[0].startswith("note: the workload names shared prompt blocks, but no instance caches them")
     group = "{gpu: RTXPRO6000, model: Llama-3.1-8B, engine: {block_size: 32, enable_prefix_caching: true}}"
     with pytest.raises(UserError, match=r"block_size=32: .*blocks of 16 tokens"):
-        from_config.routing_problem(compose_config("routing", [*overrides, f"cluster.instances=[{group}]"]))
+        from_config.problem_of(compose_config("routing", [*overrides, f"cluster.instances=[{group}]"]))
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.jsonl"]
 
 

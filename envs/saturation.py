@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fleetgym.envs.cluster.engine import make_engine
+from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.requests import FINISHED
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec
 from fleetgym.envs.errors import UserError
