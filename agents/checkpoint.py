@@ -13,6 +13,8 @@ from typing import Any
 
 from fleetgym.envs.atomic import write_text
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.problem import Problem
+from fleetgym.envs.registry import find_problem
 
 _REQUIRED: Mapping[str, type] = {
     "env_id": str,
@@ -47,6 +49,26 @@ def write_card(checkpoint: str | Path, card: Mapping[str, Any]) -> Path:
     target = card_path(checkpoint)
     write_text(target, json.dumps(card, indent=2, default=list) + "\n")
     return target
+
+
+def problem_of_card(card: Mapping[str, Any], where: str) -> type[Problem]:
+    """Return the decision problem that a checkpoint was trained for.
+
+    Parameters
+    ----------
+    card : mapping
+    where : str
+        Begins the message.
+
+    Raises
+    ------
+    UserError
+        It is not registered here.
+    """
+    try:
+        return find_problem(card["env_id"])
+    except UserError as error:
+        raise UserError(f"{where}: trained for {card['env_id']!r}: {error}") from None
 
 
 def read_card(checkpoint: str | Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,8 @@ from fleetgym.agents.bundle_format import (
     weight_shapes,
 )
 from fleetgym.agents.bundle_verify import verify
-from fleetgym.agents.checkpoint import read_card
+from fleetgym.agents.checkpoint import problem_of_card, read_card
 from fleetgym.agents.evaluate_numpy import evaluate
-from fleetgym.envs import find_problem
 from fleetgym.envs.atomic import making_folder
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
@@ -115,15 +114,15 @@ class Source:
         return feature_tensors(self.features) | self.weights
 
 
-def from_checkpoint(checkpoint: str | Path, golden_hash: str | None = None) -> Source:
+def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | None = None) -> Source:
     """Read a checkpoint that training wrote.
 
     Parameters
     ----------
     checkpoint : path
         The zip, with its card beside it.
-    golden_hash : str, optional
-        What the environment's golden rollout gives today; a `RuntimeWarning` if it was another then.
+    fingerprint : callable, optional
+        Gives what an environment's fixed rollout is today; a `RuntimeWarning` if it was another then.
 
     Raises
     ------
@@ -135,10 +134,11 @@ def from_checkpoint(checkpoint: str | Path, golden_hash: str | None = None) -> S
         raise UserError(f"checkpoint={str(path)!r}: no such file")
     card = read_card(path)
     features = _exportable(card, f"checkpoint={str(path)!r}")
-    if golden_hash is not None and golden_hash != card["golden_hash"]:
+    today = card["golden_hash"] if fingerprint is None else fingerprint(card["env_id"])
+    if today != card["golden_hash"]:
         warnings.warn(
-            f"{path}: trained when {card['env_id']} behaved otherwise (golden hash {card['golden_hash'] or 'unknown'},"
-            f" today {golden_hash}): evaluate it again before use",
+            f"{path}: trained when {card['env_id']} behaved otherwise (fingerprint {card['golden_hash'] or 'unknown'},"
+            f" today {today}): evaluate it again before use",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -182,7 +182,7 @@ def _exportable(card: Mapping[str, Any], where: str) -> tuple[FeatureSpec, ...]:
             " a bundle serves any number: train agent=ppo_scorer"
         )
     names = tuple(card["features"])
-    unknown = not set(names) <= set(find_problem(card["env_id"]).offers)
+    unknown = not set(names) <= set(problem_of_card(card, where).offers)
     if card["schema_version"] != SCHEMA_VERSION or unknown or card["schema_digest"] != schema_digest(names):
         raise UserError(
             f"{where}: trained on another observation schema (version {card['schema_version']}, digest"

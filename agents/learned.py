@@ -18,10 +18,9 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from fleetgym.agents.bundle import open_session
-from fleetgym.agents.checkpoint import read_card
+from fleetgym.agents.checkpoint import problem_of_card, read_card
 from fleetgym.agents.export import policy_graph
 from fleetgym.agents.factory import ALGORITHMS
-from fleetgym.envs import find_problem
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import schema_digest
 from fleetgym.envs.problem import Problem
@@ -102,10 +101,7 @@ def load_checkpoint(path: str | Path, name: str | None = None, *, problem: Probl
     if problem is not None and card["env_id"] != problem.env_id:
         raise UserError(f"checkpoint={str(path)!r}: trained for {card['env_id']!r}, not for {problem.env_id!r}")
     features = tuple(card["features"])
-    try:
-        offered = find_problem(card["env_id"]).offers
-    except UserError as error:
-        raise UserError(f"checkpoint={str(path)!r}: trained for {card['env_id']!r}: {error}") from None
+    offered = problem_of_card(card, f"checkpoint={str(path)!r}").offers
     if not set(features) <= set(offered) or card["schema_digest"] != schema_digest(features):
         raise UserError(f"checkpoint={str(path)!r}: trained with another version of the observation schema")
     model = ALGORITHMS[card["algorithm"]].load(file, device="cpu")

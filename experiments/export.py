@@ -23,7 +23,6 @@ def main(cfg: DictConfig) -> float | None:
     """Export and verify; return the largest relative score difference."""
     # Imported here so that `--help` and `--cfg` answer without loading torch.
     from fleetgym.agents.bundle_verify import verify
-    from fleetgym.agents.checkpoint import read_card
     from fleetgym.agents.export import check_target, from_checkpoint, from_heuristic, write_bundle
     from fleetgym.envs.fingerprint import fingerprint
 
@@ -33,7 +32,7 @@ def main(cfg: DictConfig) -> float | None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         if options.checkpoint is not None:
-            source = from_checkpoint(options.checkpoint, fingerprint(read_card(options.checkpoint)["env_id"]))
+            source = from_checkpoint(options.checkpoint, fingerprint)
         else:
             state = git_state() or {}
             source = dataclasses.replace(

@@ -259,10 +259,10 @@ def test_privileged_feature_is_refused(tmp_path: Path) -> None:
 
 def test_changed_environment_is_a_warning(trained: Path) -> None:
     with pytest.warns(RuntimeWarning, match="behaved otherwise .*0123456789abcdef"):
-        from_checkpoint(trained, golden_hash="f" * 16)
+        from_checkpoint(trained, lambda _: "f" * 16)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        from_checkpoint(trained, golden_hash="0123456789abcdef")
+        from_checkpoint(trained, lambda _: "0123456789abcdef")
 
 
 def test_missing_and_foreign_checkpoints_are_refused(trained: Path, tmp_path: Path) -> None:
