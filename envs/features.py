@@ -53,6 +53,8 @@ def select(names: Sequence[str] | None, offered: Sequence[str], *, oracle: bool 
     """
     if names is None:
         return tuple(offered) if oracle else public(offered)
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise UserError(f"features={names!r}: must be a list of names, or None for all that are public")
     for name in names:
         if name not in offered:
             raise UserError(f"features: {name!r} is unknown{did_you_mean(name, offered)}")

@@ -14,28 +14,33 @@ import math
 import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
-from numbers import Integral, Real
-from typing import Any, ClassVar, Self, TypeVar
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from fleetgym.envs.arguments import (
+    SETTINGS,
+    built,
+    checked_failure_s,
+    checked_num_requests,
+    checked_pair,
+    default_failure_s,
+    preset_fields,
+)
 from fleetgym.envs.cluster.engines import default_engine, make_engine
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
-from fleetgym.envs.config import build, convert
+from fleetgym.envs.config import convert
 from fleetgym.envs.errors import UserError, UserNote, did_you_mean
 from fleetgym.envs.features import observation_space, select
-from fleetgym.envs.presets import default_preset, preset
 from fleetgym.envs.rewards import RewardSpec
 from fleetgym.envs.saturation import saturation_rps
 from fleetgym.envs.signals import SIGNAL_NAMES, find_signal
 from fleetgym.envs.workloads import Workload, make_workload
 from fleetgym.envs.workloads.blocks import fit_chains, unused_chains
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +75,16 @@ class Problem:
     offers : tuple of str
         Signals that can be columns.
     defaults : str
-        Preset of ``conf/env`` with its defaults.
+        Preset of ``conf/env`` with its defaults; empty: the one that the command line chooses where nothing is said.
     yardstick : str
         A heuristic that looks at nothing: no failure may cost less than the slowest answer that it gives.
-    fallback : str
-        The heuristic to use where an exported policy cannot be trusted.
     """
 
     env_id: ClassVar[str] = ""
     choice: ClassVar[str] = "choice"
     offers: ClassVar[tuple[str, ...]] = SIGNAL_NAMES
-    defaults: ClassVar[str] = "routing"
+    defaults: ClassVar[str] = ""
     yardstick: ClassVar[str] = "random"
-    fallback: ClassVar[str] = "random"
 
     cluster: ClusterSpec
     workload: Workload
@@ -132,11 +134,13 @@ class Problem:
                 raise UserError(
                     f"{name}: unknown argument of {cls.env_id or cls.__name__}{did_you_mean(name, allowed)}"
                 )
-        given = {name: v for name, v in preset("env", cls.defaults).items() if name in allowed} | arguments
+        given = {
+            name: v for name, v in preset_fields("env", cls.defaults or None).items() if name in allowed
+        } | arguments
         common = cls._common(given)
         hints = typing.get_type_hints(cls)
         for f in fields(cls):
-            if f.name in own - set(given) and f.default is MISSING and f.default_factory is MISSING:
+            if f.name in own - set(given) and _required(f):
                 raise UserError(f"{f.name}: missing; {cls.env_id or cls.__name__} has no default for it")
         problem = cls(**common, **{name: convert(hints[name], given[name], name) for name in own & set(given)})
         if problem.num_choices < 1:
@@ -145,13 +149,13 @@ class Problem:
 
     @classmethod
     def _common(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        cluster = _built(ClusterSpec, "cluster", given.get("cluster"))
-        slo, reward = _built(Slo, "slo", given.get("slo")), _built(RewardSpec, "reward", given.get("reward"))
-        workload = _preset_fields("workload", given.get("workload"))
+        cluster = built(ClusterSpec, "cluster", given.get("cluster"))
+        slo, reward = built(Slo, "slo", given.get("slo")), built(RewardSpec, "reward", given.get("reward"))
+        workload = preset_fields("workload", given.get("workload"))
         if not isinstance(workload, Workload | Mapping):
             raise UserError(f"workload={workload!r}: expected a name, a mapping of fields or a Workload")
         workload = make_workload(workload) if isinstance(workload, Mapping) else workload
-        load, failure_s = given["load"], given.get("failure_s")
+        load = given["load"]
         if load is not None and (workload.rate_rps or workload.rate_scale or workload.rate_scale_range):
             raise UserError(
                 f"{workload.rate_setting}: load={load!r} sets the rate of arrivals; one of the two must be null"
@@ -164,71 +168,52 @@ class Problem:
         return {
             "cluster": cluster,
             "workload": workload,
-            "num_requests": _checked_num_requests(given["num_requests"]),
-            "load": _pair("load", load, 0.01, 10.0, float),
-            "available": _pair("available", given["available"], 1, cluster.num_instances, int),
+            "num_requests": checked_num_requests(given["num_requests"]),
+            "load": checked_pair("load", load, 0.01, 10.0, float),
+            "available": checked_pair("available", given["available"], 1, cluster.num_instances, int),
             "features": select(given["features"], cls.offers, oracle=oracle),
             "reward": reward,
             "slo": slo,
-            "failure_s": _checked_failure_s(_default_failure_s() if failure_s is None else failure_s),
+            "failure_s": checked_failure_s(given["failure_s"] if "failure_s" in given else default_failure_s()),
             "engine": given.get("engine") or default_engine(),
         }
 
-    def with_engine(self, engine: str) -> Self:
-        """Return the same problem on another engine.
+    @classmethod
+    def check_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Check what a config says under ``env``, its ``id`` aside: every setting is there and of its type.
 
         Parameters
         ----------
-        engine : {"kernel", "reference"}
+        settings : mapping
+
+        Returns
+        -------
+        dict
+            Arguments of `resolve`.
+
+        Raises
+        ------
+        UserError
+            Unknown, missing or of the wrong type.
         """
-        return replace(self, engine=engine)
+        own = {f.name: f for f in fields(cls) if f.name not in _COMMON}
+        hints = typing.get_type_hints(cls)
+        known = {**SETTINGS, **{name: hints[name] for name in own}}
+        optional = {"oracle", *(name for name, f in own.items() if not _required(f))}
+        for name in settings:
+            if name not in known:
+                raise UserError(f"env.{name}: unknown field{did_you_mean(name, known)}")
+        for name in known:
+            if name not in settings and name not in optional:
+                raise UserError(f"env.{name}: missing; this field has no default")
+        return {name: convert(known[name], value, f"env.{name}") for name, value in settings.items()}
 
 
 _COMMON = frozenset(f.name for f in fields(Problem))
 
 
-@functools.cache
-def _default_failure_s() -> float:
-    value: float = default_preset("scenario")["scenario"]["failure_s"]
-    return value
-
-
-def _checked_num_requests(value: Any) -> int | None:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if value is not None and not (whole and value >= 2):
-        raise UserError(f"num_requests={value!r}: must be a whole number of at least 2, or None for all")
-    return None if value is None else int(value)
-
-
-def _checked_failure_s(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) < math.inf:
-        raise UserError(f"failure_s={value!r}: must be a positive number of seconds")
-    return float(value)
-
-
-def _pair(name: str, value: Any, low: float, high: float, kind: type[float | int]) -> Any:
-    """Turn a number or a [low, high] list into a checked pair of ``kind``."""
-    if value is None:
-        return None
-    pair = tuple(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else (value, value)
-    wanted = Integral if kind is int else Real
-    numbers = all(isinstance(v, wanted) and not isinstance(v, bool) for v in pair)
-    if len(pair) != 2 or not numbers or not low <= pair[0] <= pair[1] <= high:
-        what = "whole number" if kind is int else "number"
-        raise UserError(f"{name}={value!r}: must be a {what} or [low, high] within [{low:g}, {high:g}]")
-    return kind(pair[0]), kind(pair[1])
-
-
-def _preset_fields(group: str, value: Any) -> Any:
-    """Turn None into the fields of the default preset and a name into those of its preset; leave all else."""
-    if value is None:
-        return default_preset(group)
-    return preset(group, value) if isinstance(value, str) else value
-
-
-def _built(cls: type[T], group: str, value: Any) -> T:
-    values = _preset_fields(group, value)
-    return values if isinstance(values, cls) else build(cls, values, group)
+def _required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 class Batch:

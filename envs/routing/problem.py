@@ -89,8 +89,8 @@ class Routing(Problem):
     """
 
     choice: ClassVar[str] = "instance"
+    defaults: ClassVar[str] = "routing"
     yardstick: ClassVar[str] = "round_robin"
-    fallback: ClassVar[str] = "least_inflight"
 
     @property
     def num_choices(self) -> int:

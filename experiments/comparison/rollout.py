@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,9 @@ def check_failure_s(problem: Problem, windows: Windows) -> None:
     UserError
         Naming the largest latency that the yardstick gave to a served request.
     """
-    episodes = run_policies(problem.with_engine("kernel"), [make_heuristic(problem.yardstick)], windows, progress=False)
+    episodes = run_policies(
+        replace(problem, engine="kernel"), [make_heuristic(problem.yardstick)], windows, progress=False
+    )
     slowest_s = slowest_served_s(episodes)
     if slowest_s > problem.failure_s:
         raise UserError(

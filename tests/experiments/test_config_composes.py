@@ -9,7 +9,7 @@ from fleetgym.experiments.cli import COMMANDS, PLAIN
 from fleetgym.experiments.harness.config import cluster_spec, compose_config, slo_spec
 
 PRIMARY = sorted(name.replace("-", "_") for name in COMMANDS if name not in PLAIN)
-ROUTING = ("train", "evaluate", "leaderboard")  # share conf/routing.yaml, and so an experiment fits all three
+ROUTING = ("train", "evaluate", "leaderboard")  # share conf/experiment_base.yaml, and so an experiment fits all three
 GROUPS = sorted(entry.name for entry in CONF.iterdir() if entry.is_dir() and not entry.name.startswith("_"))
 
 

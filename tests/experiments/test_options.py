@@ -137,7 +137,7 @@ WRONG: list[tuple[str, str]] = [
     ("bench +workload=synthetic", "+workload=synthetic: bench does not read this; read by simulate, train"),
     ("simulate +total_timesteps=5", "+total_timesteps=5: simulate does not read this; read by train"),
     ("simulate +sed=5", "sed: unknown key; did you mean seed"),
-    ("simulate +env.lod=5", "lod: unknown argument of fleetgym/Routing-v0; did you mean load"),
+    ("simulate +env.lod=5", "env.lod: unknown field; did you mean load"),
     ("train +scenario.parts.train.lod=1", "scenario.parts.train.lod: unknown field; did you mean load"),
     ("train workload.rate_rps=5", "workload.rate_rps=5.0: load=0.85 sets the rate of arrivals"),
     ("evaluate workload.rate_scale=2", "workload.rate_scale=2.0: load=0.85 sets the rate of arrivals"),
