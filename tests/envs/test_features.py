@@ -12,6 +12,7 @@ from fleetgym.agents.networks import SchemaTransform
 from fleetgym.baselines import REGISTRY
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import Transform, observation_space, public, scaled, schema_digest, schema_table, select
+from fleetgym.envs.rewards import terms_table
 from fleetgym.envs.routing.problem import Routing
 from fleetgym.envs.signals import SIGNAL_NAMES, SIGNALS, declare, find_signal
 
@@ -28,6 +29,11 @@ def test_a_name_means_one_signal_everywhere() -> None:
 def test_the_documented_table_is_the_schema() -> None:
     page = (DOCS / "observation.md").read_text(encoding="utf-8")
     assert schema_table(SIGNAL_NAMES, "instance") in page
+
+
+def test_the_documented_reward_terms_are_those_of_the_table() -> None:
+    page = (DOCS / "environment.md").read_text(encoding="utf-8")
+    assert terms_table() in page
 
 
 def test_no_privileged_feature_reaches_a_policy_that_is_no_oracle() -> None:
