@@ -10,10 +10,13 @@ import differential
 import numpy as np
 import pytest
 from differential import Case
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from fleetgym.envs.cluster import spec
 from fleetgym.envs.cluster.engines import make_engine
+from fleetgym.envs.cluster.latency import LatencyModel
+from fleetgym.envs.cluster.requests import FINISHED, Trace, make_trace
+from fleetgym.envs.errors import LivelockError
 
 SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
@@ -48,7 +51,6 @@ def test_both_engines_agree_at_every_decision_of_thousands_of_cases(case: Case):
 @settings(SETTINGS, max_examples=50)
 @given(differential.cases())
 def test_a_run_without_looking_ends_as_step_by_step(case: Case):
-    assume(not differential.only_in_reference(case))
     whole, steps = (make_engine("kernel", case.cluster, 1, slo=case.slo) for _ in range(2))
     for engine in (whole, steps):
         engine.reset(0, case.trace, case.available)
@@ -73,6 +75,63 @@ def test_both_engines_agree_where_the_rare_rules_meet():
 def test_both_engines_agree_where_the_rare_rules_meet_in_a_thousand_cases():
     for seed in range(200, 1000):
         differential.check(differential.crowded(seed))
+
+
+def side_by_side(**args: Any) -> list[Any]:
+    """Both engines with two requests that fill the cache each and are prefilled side by side, 4 tokens at a time."""
+    settings: dict[str, Any] = {
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 4,
+        "num_gpu_blocks": 9,
+        "block_size": 4,
+        "long_prefill_token_threshold": 4,
+        "scheduling_policy": "priority",
+        "reserve_full_prompt": False,
+    }
+    engine = spec.EngineArgs(**{**settings, **args})
+    one = spec.InstanceSpec("any", "any", engine=engine, latency=LatencyModel(w0_s=0.01))
+    return [make_engine(name, spec.ClusterSpec((one,)), 1) for name in ("kernel", "reference")]
+
+
+def two_requests(gap_ns: int) -> Trace:
+    return make_trace(np.array([0, gap_ns]), np.full(2, 31), np.ones(2, np.int64))
+
+
+def test_exact_equals_that_preempt_each_other_for_ever_are_an_error_at_the_same_time_in_both_engines():
+    messages = []
+    for engine in side_by_side():
+        engine.reset(0, two_requests(0))
+        engine.step(np.array([0]))
+        with pytest.raises(LivelockError, match=r"request \d \(31 \+ 1 tokens\) is computed again and again") as caught:
+            engine.step(np.array([0]))
+            engine.drain(0)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("gap_ns", [0, 1])
+def test_of_two_that_do_not_fit_together_the_one_that_goes_before_the_other_ends(gap_ns: int):
+    policy = "priority" if gap_ns else "fcfs"
+    for engine in side_by_side(scheduling_policy=policy):
+        engine.reset(0, two_requests(gap_ns))
+        engine.run(np.zeros((1, 2), np.int64))
+        engine.drain(0)
+        assert engine.results(0)["status"].tolist() == [FINISHED] * 2
+        assert engine.results(0)["preemptions"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dp", [1, 2])
+def test_a_stall_is_counted_from_the_last_arrival(dp: int):
+    args = spec.EngineArgs(max_num_batched_tokens=4, max_num_seqs=2, num_gpu_blocks=9, block_size=4)
+    one = spec.InstanceSpec("any", "any", dp=dp, engine=args, latency=LatencyModel(w0_s=0.01))
+    limit = one.stall_limit_iterations
+    assert limit == 3 * (8 + 1) + 4
+    for name in ("kernel", "reference"):
+        engine = make_engine(name, spec.ClusterSpec((one,)), 1)
+        engine.reset(0, make_trace(np.arange(100) * 100, np.full(100, 31), np.ones(100, np.int64)))
+        engine.run(np.zeros((1, 100), np.int64))  # many more waiting than the limit has iterations
+        engine.drain(0)
+        assert (engine.results(0)["status"] == FINISHED).all()
 
 
 MUTANTS = {
