@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint type format check clean
+.PHONY: help install demo test test-slow lint type format picture check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ type: install  ## mypy, strict
 format: install  ## rewrite to the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+picture: install  ## draw docs/images/architecture.svg from the imports
+	$(BIN)/python docs/draw_architecture.py
 
 check: test test-slow  ## every check there is
 

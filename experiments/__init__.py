@@ -1,1 +1,1 @@
-"""Entry points of the command line."""
+"""The commands, one module each, and below them what they share."""

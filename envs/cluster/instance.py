@@ -1,7 +1,7 @@
 """One simulated vLLM endpoint: a SimPy process that turns scheduler decisions into time.
 
 `Instance` drives one scheduler; `DataParallelGroup` drives several in lock step behind one endpoint. What happens
-to requests is written to the arrays and totals of the cluster, its `Ledger`.
+to requests is written to the arrays and totals of the cluster, its `Outcomes`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import simpy
 from fleetgym.envs.cluster.engine import EWMA_WEIGHT
 from fleetgym.envs.cluster.judging import NS, since_s
 from fleetgym.envs.cluster.latency import LatencyTables, iteration_seconds, pad_tokens, to_ns
-from fleetgym.envs.cluster.ledger import InFlight, Ledger
+from fleetgym.envs.cluster.outcomes import InFlight, Outcomes
 from fleetgym.envs.cluster.requests import INSTANCE_STATS_DTYPE, REJECTED
 from fleetgym.envs.cluster.scheduler import Request, Scheduler, StepPlan
 from fleetgym.envs.cluster.spec import InstanceSpec
@@ -66,19 +66,19 @@ class Instance:
     index : int
         Position in the cluster.
     spec : InstanceSpec
-    ledger : Ledger
+    outcomes : Outcomes
     first_arrival_ns : int
         When the idle time before the first dispatch starts to count.
     """
 
     def __init__(
-        self, env: simpy.Environment, index: int, spec: InstanceSpec, ledger: Ledger, first_arrival_ns: int
+        self, env: simpy.Environment, index: int, spec: InstanceSpec, outcomes: Outcomes, first_arrival_ns: int
     ) -> None:
         self.env = env
         self.index = index
         self.spec = spec
         self.hardware = hardware(spec)
-        self.ledger = ledger
+        self.outcomes = outcomes
         self.ranks = [Scheduler(spec.engine, spec.num_gpu_blocks, spec.max_model_len) for _ in range(spec.dp)]
         self.depth = 2 if spec.engine.async_scheduling else 1
         self.longest_tokens = min(spec.max_model_len, spec.kv_capacity_tokens)
@@ -123,15 +123,15 @@ class Instance:
         self.last_dispatch_ns = self.now
         self._stalled_iterations = 0
         self.stats["dispatched"] += 1
-        self.ledger.results["instance"][request.index] = self.index
+        self.outcomes.results["instance"][request.index] = self.index
         if request.prompt_tokens + request.output_tokens > self.longest_tokens:
-            self.ledger.results["status"][request.index] = REJECTED
-            self.ledger.rejected += 1
+            self.outcomes.results["status"][request.index] = REJECTED
+            self.outcomes.rejected += 1
             self.stats["rejected"] += 1
             return
-        self.ledger.advance(self.now)
-        self.ledger.unfinished += 1
-        self.ledger.awaiting += 1
+        self.outcomes.advance(self.now)
+        self.outcomes.unfinished += 1
+        self.outcomes.awaiting += 1
         self.in_flight.add(request)
         self._choose_rank().add(request)
         if self._wake is not None:
@@ -188,7 +188,7 @@ class Instance:
 
     def _note(self, plan: StepPlan) -> None:
         """Write a plan's admissions and preemptions down."""
-        results = self.ledger.results
+        results = self.outcomes.results
         for request, tokens in plan.hits:
             if results["scheduled_ns"][request.index] < 0:
                 results["cached_tokens"][request.index] = tokens
@@ -198,11 +198,11 @@ class Instance:
         for request, tokens in plan.recomputed:
             results["recomputed_tokens"][request.index] += tokens
             self.stats["recomputed_tokens"] += tokens
-            self.ledger.recomputed_tokens += tokens
+            self.outcomes.recomputed_tokens += tokens
         for request, _ in plan.preempted:
             results["preemptions"][request.index] += 1
             self.stats["preemptions"] += 1
-            self.ledger.preempted += 1
+            self.outcomes.preempted += 1
 
     def _update(self, iteration: Iteration) -> None:
         """Return an iteration's tokens; its work is counted now that it is done."""
@@ -219,7 +219,7 @@ class Instance:
     def _token(self, request: Request) -> None:
         now = self.now
         self._stalled_iterations = 0
-        self.ledger.token(request, now)
+        self.outcomes.token(request, now)
         self.in_flight.token(request)
         if request.generated == request.output_tokens:
             self.stats["finished"] += 1
@@ -274,9 +274,9 @@ class DataParallelGroup(Instance):
     """
 
     def __init__(
-        self, env: simpy.Environment, index: int, spec: InstanceSpec, ledger: Ledger, first_arrival_ns: int
+        self, env: simpy.Environment, index: int, spec: InstanceSpec, outcomes: Outcomes, first_arrival_ns: int
     ) -> None:
-        super().__init__(env, index, spec, ledger, first_arrival_ns)
+        super().__init__(env, index, spec, outcomes, first_arrival_ns)
         self._published_tick = 0
         self._published = [0] * spec.dp
 
@@ -307,11 +307,11 @@ class DataParallelGroup(Instance):
 
 
 def make_instance(
-    env: simpy.Environment, index: int, spec: InstanceSpec, ledger: Ledger, first_arrival_ns: int
+    env: simpy.Environment, index: int, spec: InstanceSpec, outcomes: Outcomes, first_arrival_ns: int
 ) -> Instance:
     """Build the endpoint that a spec describes."""
     kind = DataParallelGroup if spec.dp > 1 else Instance
-    return kind(env, index, spec, ledger, first_arrival_ns)
+    return kind(env, index, spec, outcomes, first_arrival_ns)
 
 
 def _rank_seconds(tables: LatencyTables, plan: StepPlan) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import Engine
 from fleetgym.envs.cluster.instance import make_instance
-from fleetgym.envs.cluster.ledger import Ledger
+from fleetgym.envs.cluster.outcomes import Outcomes
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.scheduler import Request
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
@@ -47,10 +47,10 @@ class Cluster:
         self.trace = trace
         self.available = available
         self.env = simpy.Environment(initial_time=0)
-        self.ledger = Ledger(trace.requests, slo)
+        self.outcomes = Outcomes(trace.requests, slo)
         self._arrivals: list[int] = trace.requests["arrival_ns"].tolist()
         self.instances = [
-            make_instance(self.env, index, instance, self.ledger, self._arrivals[0])
+            make_instance(self.env, index, instance, self.outcomes, self._arrivals[0])
             for index, instance in enumerate(spec.expanded)
         ]
         self.pending = 0
@@ -165,7 +165,7 @@ class ReferenceEngine(Engine):
                 continue
             for action in row[: len(cluster.trace) - cluster.pending]:
                 cluster.dispatch(action)
-            self.terms[index] = cluster.ledger.take_terms(cluster.now_ns)
+            self.terms[index] = cluster.outcomes.take_terms(cluster.now_ns)
             self._observe(index)
 
     def drain(self, index: int) -> None:
@@ -185,7 +185,7 @@ class ReferenceEngine(Engine):
 
     def results(self, index: int) -> NDArray[np.void]:
         """Return what became of each request: RESULT_DTYPE, shape (R,), a copy."""
-        return self._cluster(index).ledger.results.copy()
+        return self._cluster(index).outcomes.results.copy()
 
     def instance_stats(self, index: int) -> NDArray[np.void]:
         """Return the totals of each instance: INSTANCE_STATS_DTYPE, shape (N,), a copy."""
@@ -193,7 +193,7 @@ class ReferenceEngine(Engine):
 
     def gap_histogram(self, index: int) -> NDArray[np.int64]:
         """Return how many token gaps of all requests fell into each bin of `gap_bin`, shape (GAP_BINS,)."""
-        return self._cluster(index).ledger.gaps.copy()
+        return self._cluster(index).outcomes.gaps.copy()
 
     def snapshot(self, index: int) -> dict[str, NDArray[Any]]:
         """Return the history of cluster ``index``: its trace, its actions so far, and its last terms."""
@@ -215,7 +215,7 @@ class ReferenceEngine(Engine):
         for action in state["actions"].tolist():
             self._check(index, action)
             cluster.dispatch(action)
-        cluster.ledger.take_terms(cluster.now_ns)
+        cluster.outcomes.take_terms(cluster.now_ns)
         self.terms[index] = state["terms"]
         self._observe(index)
         if state["drained"]:

@@ -156,7 +156,6 @@ class Scheduler:
         self.pool = BlockPool(num_gpu_blocks)
         self.running: list[Request] = []
         self.waiting: list[Request] = []
-        self._share = self.max_num_scheduled_tokens
 
     @property
     def has_work(self) -> bool:
@@ -185,10 +184,10 @@ class Scheduler:
             Its tokens count as computed from now on. It may be empty.
         """
         plan = StepPlan()
-        self._share = self._largest_share()
-        budget = self._schedule_running(plan)
+        largest = self._largest_share()
+        budget = self._schedule_running(plan, largest)
         if not plan.preempted:
-            self._admit_waiting(plan, budget)
+            self._admit_waiting(plan, largest, budget)
         self._advance(plan)
         return plan
 
@@ -222,13 +221,13 @@ class Scheduler:
             return threshold
         return self.max_num_scheduled_tokens
 
-    def _schedule_running(self, plan: StepPlan) -> int:
+    def _schedule_running(self, plan: StepPlan, largest: int) -> int:
         """Give each running request its tokens, in order of admission; return the budget left."""
         budget = self.max_num_scheduled_tokens
         position = 0
         while position < len(self.running) and budget > 0:
             request = self.running[position]
-            tokens = min(self._wanted(request), self._share, budget)
+            tokens = min(self._wanted(request), largest, budget)
             while tokens > 0 and not self._grow(request, tokens):
                 victim = self._choose_victim()
                 # A victim ahead moves up everybody behind it, even one that had no tokens (its last is in flight).
@@ -290,13 +289,13 @@ class Scheduler:
         else:
             self.waiting.insert(0, victim)
 
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
+    def _admit_waiting(self, plan: StepPlan, largest: int, budget: int) -> None:
         """Admit from the head of the queue while budget, sequences and blocks last."""
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
             hits = self._lookup(request)
             hit_tokens = len(hits) * self.args.block_size
-            tokens = min(request.known - hit_tokens, self._share, budget)
+            tokens = min(request.known - hit_tokens, largest, budget)
             if not self._fits(request, hits, hit_tokens + tokens):
                 return  # nobody behind the head is tried
             self.waiting.pop(0)

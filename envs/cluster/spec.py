@@ -23,9 +23,14 @@ from fleetgym.envs.presets import default_preset
 _SLO = default_preset("slo")
 
 
-def _at_least(name: str, value: float, minimum: float) -> None:
+LARGEST = 2**31 - 1  # of any count
+
+
+def _at_least(name: str, value: int, minimum: int) -> None:
     if value < minimum:
         raise UserError(f"{name}={value!r}: must be at least {minimum}")
+    if value > LARGEST:
+        raise UserError(f"{name}={value!r}: must be at most {LARGEST}")
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,13 @@ class EngineArgs:
     Attributes
     ----------
     max_num_batched_tokens : int or None
-        Token budget of one iteration; None: what ``vllm serve`` takes on the GPU, see `EngineArgs.on`.
+        Tokens that one iteration has room for, and its budget unless the scheduler is given less; None: what
+        ``vllm serve`` takes on the GPU, see `EngineArgs.on`.
     max_num_seqs : int or None
-        Requests in the running list at most; None likewise, but never more than the token budget.
+        Requests in the running list at most; None likewise, but never more than ``max_num_batched_tokens``.
     max_num_scheduled_tokens : int or None
-        Tokens that the scheduler gives out in one iteration, where that is less than the model runner could take (vLLM
-        keeps the rest for speculative tokens); None: ``max_num_batched_tokens``.
+        Token budget of one iteration, where it is less than there is room for (vLLM keeps the rest for speculative
+        tokens); None: ``max_num_batched_tokens``.
     long_prefill_token_threshold : int
         Tokens that one request gets in an iteration at most, so that several prompts advance side by side; 0: no
         limit. Not applied while a request is alone.

@@ -1,1 +1,1 @@
-"""Measurements of speed and memory, and the floors that they are held against."""
+"""Speed and memory, and the floors they are held against."""

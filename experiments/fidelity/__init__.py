@@ -1,1 +1,1 @@
-"""A measured run replayed in the simulator, and how far the two differ."""
+"""A measured run replayed, and how far off that is."""

@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fleetgym.baselines import make_heuristic
+from fleetgym.envs.config import convert
 from fleetgym.envs.errors import UserError, UserNote
 from fleetgym.envs.policy import Policy
 from fleetgym.envs.problem import Problem
@@ -19,6 +20,14 @@ from fleetgym.envs.registry import find_problem, registered
 from fleetgym.envs.workloads.blocks import fit_chains, unused_chains
 from fleetgym.experiments.comparison.scenario import PartName, Scenario
 from fleetgym.experiments.harness.config import plain, spec
+
+_ENV_HINTS: Mapping[str, Any] = {  # of what every environment takes; its own fields are checked by its problem
+    "num_requests": int | None,
+    "load": float | tuple[float, ...] | None,
+    "available": int | tuple[int, ...] | None,
+    "features": tuple[str, ...] | None,
+    "oracle": bool,
+}
 
 
 def problem_of(cfg: DictConfig, part: PartName | None = None) -> Problem:
@@ -34,6 +43,11 @@ def problem_of(cfg: DictConfig, part: PartName | None = None) -> Problem:
     if not isinstance(env_id, str):
         raise UserError(f"env.id={env_id!r}: must be the id of a registered environment ({', '.join(registered())})")
     kind = find_problem(env_id)
+    for name, hint in _ENV_HINTS.items():
+        if name in values:
+            values[name] = convert(hint, values[name], f"env.{name}")
+        elif name != "oracle":
+            raise UserError(f"env.{name}: missing; this field has no default")
     workload: dict[str, Any] = dict(plain(cfg.workload))
     scenario = spec(Scenario, cfg.scenario, "scenario") if "scenario" in cfg else None
     values["failure_s"] = cfg.failure_s if scenario is None else scenario.failure_s

@@ -327,7 +327,7 @@ def test_absent_instances_are_masked_zero_rows_and_cannot_be_chosen(engine: str)
 @pytest.mark.parametrize("load", [0.4, 1.5])
 def test_load_stretches_arrivals_to_its_share_of_the_available_instances_saturation(load: float) -> None:
     loaded, plain = (make(available=[1, 8], load=value).unwrapped for value in (load, None))
-    config, counts = loaded.config, set()
+    config, counts = loaded.problem, set()
     for seed in range(6):
         _, info = loaded.reset(seed=seed)
         plain.reset(seed=seed)

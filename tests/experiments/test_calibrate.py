@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_validate import fleetgym, replay_of, requests, server, write_run
+from builders import read_json_lines, write_json_lines
+from commands import fleetgym
+from measured_cases import replay_of, requests, server, write_run
 
 from fleetgym.envs.errors import UserError
 from fleetgym.experiments.calibrate import fit_scale, halves
@@ -26,10 +28,10 @@ def test_the_scale_of_the_server_is_recovered(tmp_path: Path, scale: float) -> N
 def test_the_fit_does_not_look_at_the_second_half(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", server(latency_scale=1.1))
     before = fit_scale(replay_of(folder), halves(replay_of(folder))[0])
-    lines = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    lines = read_json_lines(folder / "requests.jsonl")
     for line in lines[30:]:
         line["last_token_ts"] += 100.0
-    (folder / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_json_lines(folder / "requests.jsonl", lines)
     replay = replay_of(folder)
     first, second = halves(replay)
     assert fit_scale(replay, first) == before
@@ -62,8 +64,7 @@ def test_one_token_answers_are_fitted_by_their_e2e(tmp_path: Path) -> None:
 def test_the_command_reports_the_scale_and_the_unseen_half(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", server(latency_scale=1.1))
     arguments = (f"measured={folder}", "gpu=RTX4090", "model=Llama-3.1-8B", "engine=reference")
-    done = fleetgym("calibrate", *arguments, "hydra.run.dir=out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = fleetgym(tmp_path, "calibrate", *arguments, "hydra.run.dir=out")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["latency_scale"] == pytest.approx(1.1, rel=2e-3)
     assert metrics["total_scale"] == pytest.approx(metrics["latency_scale"] * metrics["catalogue_scale"])

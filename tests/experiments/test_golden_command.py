@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import write_json_lines
+from commands import fleetgym, refused
 from places import DATA
-from test_validate import fleetgym
 
 from fleetgym.envs.cluster.golden import load_cases, replay_file
 from fleetgym.envs.errors import UserError
@@ -21,11 +22,6 @@ PUBLIC = DATA / "golden_public.jsonl.gz"
 @pytest.fixture(scope="module")
 def case() -> dict[str, Any]:
     return next(iter(load_cases(PUBLIC)))
-
-
-def write(path: Path, *cases: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(case) + "\n" for case in cases))
-    return path
 
 
 def edited(case: dict[str, Any], *path: Any, value: Any) -> dict[str, Any]:
@@ -67,7 +63,9 @@ def test_a_malformed_case_is_refused_in_one_line(case: dict[str, Any], path: Any
 def test_an_unsupported_case_is_skipped_and_not_refused(case: dict[str, Any], tmp_path: Path) -> None:
     unsupported = edited(case, "config", "num_lookahead_slots", value=64)
     check_case(unsupported, "here")
-    metrics = metrics_of(replay_file(write(tmp_path / "g.jsonl", case, unsupported), scheduler_factory("reference")))
+    metrics = metrics_of(
+        replay_file(write_json_lines(tmp_path / "g.jsonl", [case, unsupported]), scheduler_factory("reference"))
+    )
     assert (metrics["matched"], metrics["total"], metrics["skipped"]) == (1, 1, 1)
     assert metrics["skips"] == [{"seed": 1000, "reason": "num_lookahead_slots is not modelled"}]
 
@@ -75,15 +73,14 @@ def test_an_unsupported_case_is_skipped_and_not_refused(case: dict[str, Any], tm
 def test_the_first_differing_step_is_described(case: dict[str, Any], tmp_path: Path) -> None:
     wrong = edited(case, "trace", 2, "w", value=5)
     wrong["trace"][3]["w"] = 6
-    report = replay_file(write(tmp_path / "g.jsonl", wrong), scheduler_factory("reference"))
+    report = replay_file(write_json_lines(tmp_path / "g.jsonl", [wrong]), scheduler_factory("reference"))
     assert [describe(failure) for failure in report.failures] == ["seed 1000: step 2: w: vLLM 5, here 0"]
     assert metrics_of(report)["by_tag"] == {"plain": {"matched": 0, "total": 1}}
 
 
 def test_the_command_prints_the_tally_and_writes_it(case: dict[str, Any], tmp_path: Path) -> None:
-    file = write(tmp_path / "g.jsonl", case, edited(case, "trace", 2, "w", value=5))
-    done = fleetgym("golden", f"file={file}", "engine=reference", "hydra.run.dir=out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    file = write_json_lines(tmp_path / "g.jsonl", [case, edited(case, "trace", 2, "w", value=5)])
+    done = fleetgym(tmp_path, "golden", f"file={file}", "engine=reference", "hydra.run.dir=out")
     assert "seed 1000: step 2: w: vLLM 5, here 0" in done.stdout
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["matched"], metrics["total"], metrics["skipped"]) == (1, 2, 0)
@@ -92,7 +89,5 @@ def test_the_command_prints_the_tally_and_writes_it(case: dict[str, Any], tmp_pa
 @pytest.mark.parametrize(("text", "line"), [("{", 1), ('{"seed": 1}', 1), ("[]", 1)])
 def test_the_command_ends_a_malformed_file_with_one_line(tmp_path: Path, text: str, line: int) -> None:
     (tmp_path / "g.jsonl").write_text(text + "\n")
-    done = fleetgym("golden", "file=g.jsonl", "engine=reference", cwd=tmp_path)
-    assert done.returncode == 2
-    assert f"g.jsonl, line {line}: not a golden case" in done.stderr
-    assert done.stderr.count("\n") == 1
+    message = refused(tmp_path, "golden", "file=g.jsonl", "engine=reference")
+    assert f"g.jsonl, line {line}: not a golden case" in message

@@ -115,7 +115,7 @@ WRONG: list[tuple[str, str]] = [
     ("simulate workload.rate_rps=1e-9 workload.arrivals={process:poisson}", "workload.rate_rps=1e-09: too slow"),
     ("simulate workload.rate_scale_range=[1e-300,1e-300]", "workload.rate_scale_range=[1e-300, 1e-300]: too slow"),
     # What the command does not read, or what another setting makes void
-    ("simulate env.id=nonsense", "env.id='nonsense': unknown (allowed: fleetgym.envs:fleetgym/Routing-v0)"),
+    ("simulate env.id=nonsense", "env.id='nonsense': is not registered (allowed: fleetgym/Routing-v0)"),
     ("simulate reward=ttft", "reward: simulate does not read this; read by train"),
     ("simulate reward.scale=2", "reward.scale: simulate does not read this; read by train"),
     ("evaluate reward=ttft", "reward=ttft: evaluate does not read this; read by train"),
@@ -137,7 +137,7 @@ WRONG: list[tuple[str, str]] = [
     ("bench +workload=synthetic", "+workload=synthetic: bench does not read this; read by simulate, train"),
     ("simulate +total_timesteps=5", "+total_timesteps=5: simulate does not read this; read by train"),
     ("simulate +sed=5", "sed: unknown key; did you mean seed"),
-    ("simulate +env.lod=5", "env.lod: unknown field; did you mean load"),
+    ("simulate +env.lod=5", "lod: unknown argument of fleetgym/Routing-v0; did you mean load"),
     ("train +scenario.parts.train.lod=1", "scenario.parts.train.lod: unknown field; did you mean load"),
     ("train workload.rate_rps=5", "workload.rate_rps=5.0: load=0.85 sets the rate of arrivals"),
     ("evaluate workload.rate_scale=2", "workload.rate_scale=2.0: load=0.85 sets the rate of arrivals"),

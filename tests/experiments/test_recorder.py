@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import json_lines, write_json_lines
 
 from fleetgym.envs.cluster.spec import EngineArgs
 from fleetgym.envs.errors import UserError
@@ -34,7 +35,7 @@ def write_bench(path: Path, **changes: Any) -> Path:
 
 def write_folder(folder: Path, records: list[dict[str, Any]], **files: str) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "requests.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_json_lines(folder / "requests.jsonl", records)
     for name, text in files.items():
         (folder / name.replace("_", ".")).write_text(text)
     return folder
@@ -253,7 +254,7 @@ def test_a_failed_request_without_stamps_arrives_when_the_workload_says(tmp_path
         {"request_id": f"r{i}", "arrival_s": i, "prompt_tokens": 32, "output_tokens": 5, "prefix_block_ids": [1, 2 + i]}
         for i in range(3)
     ]
-    (folder / "workload.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(folder / "workload.jsonl", rows)
     run = read_measured(folder)
     np.testing.assert_allclose(run.arrival_s, [0.0, 1.0, 2.0])
     assert run.finished.tolist() == [True, False, True]
@@ -372,7 +373,7 @@ def test_all_files_of_a_measured_run_may_be_packed_or_come_from_elsewhere(tmp_pa
     folder = write_folder(
         tmp_path / "run",
         [stamped(0, 1000.0, 50.0), stamped(1, 1001.0, 51.0)],
-        workload_jsonl="".join(json.dumps(row) + "\n" for row in rows),
+        workload_jsonl=json_lines(rows),
         meta_json='{"engine_kwargs": {"max_num_seqs": 7}}',
         timeseries_csv="t,running,waiting,kv_cache_pct\n1.0,2,0,50\n2.0,1,0,25\n",
     )

@@ -106,7 +106,7 @@ def test_the_charge_is_the_scenarios_in_rewards_and_figures() -> None:
     for failure_s in (30.0, 500.0):
         config = problem(failure_s=failure_s, num_requests=60)
         (episode,) = run_policies(config, [Dropper()], Windows((0,), "generated"), progress=False)
-        columns = episode.requests(config)
+        columns = episode.requests()
         failed = columns["status"] != "finished"
         assert failed.any()
         assert (columns["e2e_charged_s"][failed] == failure_s).all()

@@ -97,15 +97,6 @@ def test_the_installed_set_is_the_tested_set() -> None:
     assert {name: pair for name, pair in installed.items() if pair[0] != pair[1]} == {}
 
 
-def test_imports_follow_the_arrows() -> None:
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert "3 kept, 0 broken" in done.stdout
-
-
 @pytest.mark.parametrize("required", [False, True])
 def test_a_skip_for_lack_of_data_is_a_failure_where_data_is_required(required: bool, tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)

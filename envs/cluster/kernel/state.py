@@ -101,7 +101,10 @@ INSTANCE = np.dtype(
         ("wait_head", np.int64),
         ("wait_tail", np.int64),
         ("blocked", np.int64),  # the head of the queue has to wait until a request finishes
-        ("stalled_iterations", np.int64),  # iterations composed since the last token was returned or the last request arrived
+        (
+            "stalled_iterations",
+            np.int64,
+        ),  # iterations composed since the last token was returned or the last request arrived
         # totals
         ("busy_ns", np.int64),
         ("iterations", np.int64),

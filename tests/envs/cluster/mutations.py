@@ -28,13 +28,13 @@ RELEASED = """            self._references[block] -= 1
                 self._free[block] = None
                 if block not in self._content:"""
 VICTIM = f"return max(self.running, key=lambda request: {RANK})"
-SHARE = "min(self._wanted(request), self._share, budget)"
-FIRST_SHARE = "min(request.known - hit_tokens, self._share, budget)"
+SHARE = "min(self._wanted(request), largest, budget)"
+FIRST_SHARE = "min(request.known - hit_tokens, largest, budget)"
 OTHERS = "threshold > 0 and len(self.running) + len(self.waiting) > 1:"
 GIVEN = "                budget -= tokens\n            position += 1"
 FIRST_GIVEN = "plan.scheduled.append((request, tokens))\n            budget -= tokens\n"
 BUDGET = "budget = self.max_num_scheduled_tokens"
-ADMISSIONS = "self._admit_waiting(plan, budget)"
+ADMISSIONS = "self._admit_waiting(plan, largest, budget)"
 UNUSED = "self.args.max_num_batched_tokens - self.max_num_scheduled_tokens"
 WATERMARK = "self.watermark_blocks if self.running else 0"
 
@@ -155,13 +155,13 @@ MISTAKES: dict[str, Edits] = {
     "the threshold holds for running requests only": [(FIRST_SHARE, "min(request.known - hit_tokens, budget)")],
     "the threshold holds for admissions only": [(SHARE, "min(self._wanted(request), budget)")],
     "the threshold does not hold for a resumed request": [
-        (FIRST_SHARE, FIRST_SHARE.replace("self._share", "budget if request.lost else self._share"))
+        (FIRST_SHARE, FIRST_SHARE.replace("largest", "budget if request.lost else largest"))
     ],
     "the threshold counts the tokens hit": [
-        (FIRST_SHARE, FIRST_SHARE.replace("self._share", "max(1, self._share - hit_tokens)"))
+        (FIRST_SHARE, FIRST_SHARE.replace("largest", "max(1, largest - hit_tokens)"))
     ],
     "the threshold is one for all admissions of a step": [
-        (FIRST_GIVEN, f"{FIRST_GIVEN}            self._share = max(1, self._share - tokens)\n")
+        (FIRST_GIVEN, f"{FIRST_GIVEN}            largest = max(1, largest - tokens)\n")
     ],
     "the threshold is rounded to blocks": [
         ("            return threshold\n", "            return max(1, threshold - threshold % self.args.block_size)\n")
@@ -179,7 +179,7 @@ MISTAKES: dict[str, Edits] = {
         (FIRST_GIVEN, f"{FIRST_GIVEN}            if tokens < request.known - hit_tokens:\n                return\n")
     ],
     "a running request gets no less than the threshold": [
-        (SHARE, f"0 if budget < min(self._wanted(request), self._share) else {SHARE}")
+        (SHARE, f"0 if budget < min(self._wanted(request), largest) else {SHARE}")
     ],
     "the budget is all the room of an iteration": [
         ("args.max_num_scheduled_tokens or args.max_num_batched_tokens", "args.max_num_batched_tokens")

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import copy
-import gzip
 import json
-from pathlib import Path
 
 import pytest
+from builders import write_json_lines
 from places import DATA
 
 from fleetgym.envs.cluster.golden import (
@@ -24,12 +23,6 @@ from fleetgym.envs.errors import UserError
 
 PUBLIC, IDLE_VICTIM = DATA / "golden_public.jsonl.gz", DATA / "golden_idle_victim.jsonl.gz"
 LONG_PREFILL = DATA / "golden_long_prefill.jsonl.gz"
-
-
-def write(path: Path, cases: list[dict]) -> Path:
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(case) + "\n" for case in cases)
-    return path
 
 
 def test_a_file_may_be_plain_with_any_line_end_and_blank_last_lines(tmp_path):
@@ -79,7 +72,7 @@ def test_a_wrong_victim_is_noticed(monkeypatch, tmp_path):
         return self.running[0]
 
     monkeypatch.setattr(Scheduler, "_choose_victim", oldest)
-    report = replay_file(write(tmp_path / "some.gz", first_cases(30)))
+    report = replay_file(write_json_lines(tmp_path / "some.gz", first_cases(30)))
     assert report.matched < report.total == 30
 
 
@@ -113,7 +106,7 @@ def test_a_case_with_an_unmodelled_mechanism_is_skipped_with_its_reason(tmp_path
     cases = copy.deepcopy(first_cases(3))
     cases[1]["config"]["num_lookahead_slots"] = 2
     cases[2]["config"]["num_lookahead_slots"] = 0  # off
-    report = replay_file(write(tmp_path / "three.gz", cases), ReferenceReplay)
+    report = replay_file(write_json_lines(tmp_path / "three.gz", cases), ReferenceReplay)
     assert (report.matched, report.total, report.skipped) == (2, 2, 1)
     assert report.skips == [(cases[1]["seed"], "num_lookahead_slots is not modelled")]
 
@@ -158,10 +151,10 @@ def test_a_file_that_is_no_golden_file_is_refused_by_name_and_line(tmp_path):
     with pytest.raises(UserError, match=r"plain\.gz, line 1: not a golden case, not JSON"):
         replay_file(plain)
     cut = tmp_path / "cut.gz"
-    cut.write_bytes(write(tmp_path / "whole.gz", first_cases(1)).read_bytes()[:200])
+    cut.write_bytes(write_json_lines(tmp_path / "whole.gz", first_cases(1)).read_bytes()[:200])
     with pytest.raises(UserError, match=r"cut\.gz: cannot be read"):
         replay_file(cut)
-    lacking = write(tmp_path / "lacking.gz", [*first_cases(1), {"seed": 1}])
+    lacking = write_json_lines(tmp_path / "lacking.gz", [*first_cases(1), {"seed": 1}])
     with pytest.raises(UserError, match=r"lacking\.gz, line 2: not a golden case, lacks config"):
         replay_file(lacking)
     with pytest.raises(UserError, match=r"absent\.gz"):

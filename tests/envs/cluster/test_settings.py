@@ -25,6 +25,11 @@ def instance(dp: int = 1, lockstep: bool = True, **args: Any) -> InstanceSpec:
     ("args", "message"),
     [
         ({"long_prefill_token_threshold": -1}, "long_prefill_token_threshold=-1: must be at least 0"),
+        (
+            {"long_prefill_token_threshold": 2**31},
+            "long_prefill_token_threshold=2147483648: must be at most 2147483647",
+        ),
+        ({"max_num_seqs": 10**30}, f"max_num_seqs={10**30}: must be at most 2147483647"),
         ({"max_num_scheduled_tokens": 0}, "max_num_scheduled_tokens=0: must be at least 1"),
         ({"max_num_scheduled_tokens": -5}, "max_num_scheduled_tokens=-5: must be at least 1"),
         (

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from builders import json_lines, same_trace, write_json_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import DOCS
@@ -39,11 +40,6 @@ needs_traces = pytest.mark.skipif(
 )
 
 
-def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
 def own(arrival_s: float = 0.0, prompt: int = 128, output: int = 2, **more: Any) -> dict[str, Any]:
     return {"arrival_s": arrival_s, "prompt_tokens": prompt, "output_tokens": output, **more}
 
@@ -60,10 +56,6 @@ def chains_of(trace: Trace) -> list[list[int]]:
 
 def gaps_s(trace: Trace) -> list[float]:
     return (np.diff(trace.requests["arrival_ns"]) * 1e-9).tolist()
-
-
-def equal(left: Trace, right: Trace) -> bool:
-    return np.array_equal(left.requests, right.requests) and np.array_equal(left.block_ids, right.block_ids)
 
 
 def read_m(path: Path, **options: Any) -> Trace:
@@ -92,7 +84,7 @@ def test_every_reader_reads_every_way_of_writing_a_file(
     data = b"\xef\xbb\xbf" * bom + (text.replace("\n", end) + end * blank).encode()
     other = tmp_path / ("trace.txt.gz" if packed else "trace.other")
     other.write_bytes(gzip.compress(data, mtime=0) if packed else data)
-    assert equal(reader(other), reader(plain))
+    assert same_trace(reader(other), reader(plain))
     assert reader(other).name == "trace"
 
 
@@ -339,21 +331,21 @@ def test_json_that_is_not_lines_says_how_to_make_it_so(tmp_path: Path, text: str
 )
 def test_extra_fields_of_chats_are_refused_with_a_way_on(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read_jsonl(write_lines(tmp_path / "t", [own(**more)]))
+        read_jsonl(write_json_lines(tmp_path / "t", [own(**more)]))
 
 
 def test_extra_fields_of_a_mooncake_file_are_refused_too(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"t:2: field 'session_id': unknown: drop session_id"):
-        read_m(write_lines(tmp_path / "t", [mooncake(), mooncake(session_id=3)]))
+        read_m(write_json_lines(tmp_path / "t", [mooncake(), mooncake(session_id=3)]))
     with pytest.raises(UserError, match=r"t:1: field 'priority': unknown"):
-        read_m(write_lines(tmp_path / "t", [mooncake(priority=3)]))
+        read_m(write_json_lines(tmp_path / "t", [mooncake(priority=3)]))
 
 
 # --- units of time ----------------------------------------------------------------------------------------------------
 
 
 def test_seconds_in_a_field_of_milliseconds_are_refused_until_told(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "t", [mooncake(0.0), mooncake(0.2, hashes=(0, 2))])
+    path = write_json_lines(tmp_path / "t", [mooncake(0.0), mooncake(0.2, hashes=(0, 2))])
     with pytest.raises(UserError, match=r"t: timestamp: 2 different times within 0\.0002 s.* workload\.time_unit=s if"):
         read_m(path)
     assert gaps_s(read_m(path, time_unit="s")) == pytest.approx([0.2])
@@ -363,33 +355,33 @@ def test_seconds_in_a_field_of_milliseconds_are_refused_until_told(tmp_path: Pat
 @pytest.mark.parametrize("per_second", [0.2, 3.0, 40.0])
 def test_a_long_trace_in_fractional_seconds_is_noticed(tmp_path: Path, per_second: float) -> None:
     times = np.cumsum(np.random.default_rng(0).exponential(1 / per_second, 500)).round(3)
-    path = write_lines(tmp_path / "t", [mooncake(time) for time in times.tolist()])
+    path = write_json_lines(tmp_path / "t", [mooncake(time) for time in times.tolist()])
     with pytest.raises(UserError, match=r"workload\.time_unit=s if they are seconds"):
         read_m(path)
     assert sum(gaps_s(read_m(path, time_unit="s"))) == pytest.approx(times[-1] - times[0])
 
 
 def test_whole_numbers_that_may_be_seconds_are_read_with_a_note(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "t", [mooncake(2 * time) for time in range(50)])
+    path = write_json_lines(tmp_path / "t", [mooncake(2 * time) for time in range(50)])
     with pytest.warns(UserNote, match=r"read as milliseconds, gives one per 2 ms: say workload\.time_unit=s"):
         assert gaps_s(read_m(path)) == pytest.approx([0.002] * 49)
 
 
 @pytest.mark.parametrize("gap", [12.34, 250.5, 3000.25])
 def test_fractions_in_a_field_of_milliseconds_are_noticed_at_any_rate(tmp_path: Path, gap: float) -> None:
-    path = write_lines(tmp_path / "t", [mooncake(round(gap * i, 2)) for i in range(200)])
+    path = write_json_lines(tmp_path / "t", [mooncake(round(gap * i, 2)) for i in range(200)])
     with pytest.warns(UserNote, match=r"gives fractions, and one per .* ms: say workload\.time_unit=s if .*_unit=ms$"):
         assert sum(gaps_s(read_m(path))) == pytest.approx(gap * 0.199)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert sum(gaps_s(read_m(path, time_unit="s"))) == pytest.approx(gap * 199)
         assert sum(gaps_s(read_m(path, time_unit="ms"))) == pytest.approx(gap * 0.199)
-        whole = write_lines(tmp_path / "whole", [mooncake(3000.0 * i) for i in range(200)])
+        whole = write_json_lines(tmp_path / "whole", [mooncake(3000.0 * i) for i in range(200)])
         assert sum(gaps_s(read_m(whole))) == pytest.approx(597.0)
 
 
 def test_milliseconds_in_a_field_of_seconds_are_read_with_a_note(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "t", [own(250_000 * i) for i in range(120)])
+    path = write_json_lines(tmp_path / "t", [own(250_000 * i) for i in range(120)])
     with pytest.warns(UserNote, match=r"one request per 2\.5e\+05 s: say workload\.time_unit=ms"):
         read_jsonl(path)
     assert gaps_s(read_jsonl(path, time_unit="ms")) == pytest.approx([250.0] * 119)
@@ -397,17 +389,17 @@ def test_milliseconds_in_a_field_of_seconds_are_read_with_a_note(tmp_path: Path)
 
 @pytest.mark.parametrize(("requests", "gap"), [(50, 200_000), (50, 200), (5, 61), (5, 3000)])
 def test_a_handful_of_requests_is_enough_to_notice_slow_times(tmp_path: Path, requests: int, gap: int) -> None:
-    path = write_lines(tmp_path / "t", [own(gap * i) for i in range(requests)])
+    path = write_json_lines(tmp_path / "t", [own(gap * i) for i in range(requests)])
     with pytest.warns(UserNote, match=r"one request per .* s: say workload\.time_unit=ms"):
         read_jsonl(path)
-    micro = write_lines(tmp_path / "m", [mooncake(gap * 1000 * i) for i in range(requests)])
+    micro = write_json_lines(tmp_path / "m", [mooncake(gap * 1000 * i) for i in range(requests)])
     with pytest.warns(UserNote, match=r"one request per .* s: say workload\.time_unit=us"):
         read_m(micro)
 
 
 def test_a_single_gap_beyond_reason_is_noticed_and_one_of_years_refused(tmp_path: Path) -> None:
     late = [1_700_000_000 + 0.3 * i for i in range(300)]
-    path = write_lines(tmp_path / "t", [own(time) for time in (0, *late)])
+    path = write_json_lines(tmp_path / "t", [own(time) for time in (0, *late)])
     with pytest.raises(
         UserError,
         match=r"t: arrival_s: request 2 comes 1\.7e\+09 s after the one before, .* one clock, or say .*unit=s",
@@ -415,37 +407,37 @@ def test_a_single_gap_beyond_reason_is_noticed_and_one_of_years_refused(tmp_path
         read_jsonl(path)
     assert max(gaps_s(read_jsonl(path, time_unit="s"))) == pytest.approx(1.7e9)
     for path, message in (
-        (write_lines(tmp_path / "two", [own(0), own(3_000_000_000)]), r"request 2 comes 3e\+09 s after"),
-        (write_lines(tmp_path / "ns", [own(3_000_000_000 * i) for i in range(9)]), "less than 146 years"),
+        (write_json_lines(tmp_path / "two", [own(0), own(3_000_000_000)]), r"request 2 comes 3e\+09 s after"),
+        (write_json_lines(tmp_path / "ns", [own(3_000_000_000 * i) for i in range(9)]), "less than 146 years"),
     ):
         with pytest.raises(UserError, match=rf"{message}.* or say workload\.time_unit=s\|ms\|us\|ns$"):
             read_jsonl(path)
-    days = write_lines(tmp_path / "d", [own(time) for time in (*(0.1 * i for i in range(9000)), 200_000.0)])
+    days = write_json_lines(tmp_path / "d", [own(time) for time in (*(0.1 * i for i in range(9000)), 200_000.0)])
     with pytest.warns(UserNote, match=r"gives a gap of 1\.99e\+05 s before request 9001: say workload\.time_unit=ms"):
         read_jsonl(days)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_jsonl(write_lines(tmp_path / "night", [own(time) for time in (*range(900), 50_000)]))
-        read_jsonl(write_lines(tmp_path / "few", [own(0), own(600)]))
+        read_jsonl(write_json_lines(tmp_path / "night", [own(time) for time in (*range(900), 50_000)]))
+        read_jsonl(write_json_lines(tmp_path / "few", [own(0), own(600)]))
 
 
 @pytest.mark.parametrize(("unit", "scale"), [("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
 def test_times_since_1970_are_refused_with_their_unit(tmp_path: Path, unit: str, scale: int) -> None:
-    path = write_lines(tmp_path / "t", [own(1_718_000_000 * scale), own(1_718_000_001 * scale)])
+    path = write_json_lines(tmp_path / "t", [own(1_718_000_000 * scale), own(1_718_000_001 * scale)])
     with pytest.raises(UserError, match=rf"t:1: arrival_s=1718.* since 1970: say workload\.time_unit={unit}"):
         read_jsonl(path)
     assert gaps_s(read_jsonl(path, time_unit=unit)) == [1.0]
 
 
 def test_seconds_since_1970_are_seconds(tmp_path: Path) -> None:
-    assert gaps_s(read_jsonl(write_lines(tmp_path / "t", [own(1_718_000_000.25), own(1_718_000_001.5)]))) == [1.25]
+    assert gaps_s(read_jsonl(write_json_lines(tmp_path / "t", [own(1_718_000_000.25), own(1_718_000_001.5)]))) == [1.25]
     with pytest.raises(UserError, match=r"looks like seconds since 1970: say workload\.time_unit=s"):
-        read_m(write_lines(tmp_path / "m", [mooncake(1_718_000_000), mooncake(1_718_000_001)]))
+        read_m(write_json_lines(tmp_path / "m", [mooncake(1_718_000_000), mooncake(1_718_000_001)]))
 
 
 def test_whole_nanoseconds_are_exact(tmp_path: Path) -> None:
     first = 1_718_000_000_123_456_789
-    path = write_lines(tmp_path / "t", [own(first), own(first + 1)])
+    path = write_json_lines(tmp_path / "t", [own(first), own(first + 1)])
     assert np.diff(read_jsonl(path, time_unit="ns").requests["arrival_ns"]).tolist() == [1]
 
 
@@ -453,9 +445,9 @@ def test_bursts_of_equal_times_are_traffic(tmp_path: Path) -> None:
     bursts = [mooncake(3000 * (i // 2000)) for i in range(6000)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(read_m(write_lines(tmp_path / "m", bursts))) == 6000
-        assert len(read_jsonl(write_lines(tmp_path / "t", [own(i // 3000) for i in range(6000)]))) == 6000
-        assert len(read_m(write_lines(tmp_path / "one", [mooncake(7)] * 3000))) == 3000
+        assert len(read_m(write_json_lines(tmp_path / "m", bursts))) == 6000
+        assert len(read_jsonl(write_json_lines(tmp_path / "t", [own(i // 3000) for i in range(6000)]))) == 6000
+        assert len(read_m(write_json_lines(tmp_path / "one", [mooncake(7)] * 3000))) == 3000
 
 
 @needs_traces
@@ -522,13 +514,13 @@ def test_small_ids_with_one_prefix_each_stay_as_they_are() -> None:
 
 def test_ids_of_64_bits_are_read(tmp_path: Path) -> None:
     large = 9223372036854775809
-    path = write_lines(tmp_path / "m", [mooncake(hashes=(large, 5)), mooncake(3000, hashes=(large, large + 1))])
+    path = write_json_lines(tmp_path / "m", [mooncake(hashes=(large, 5)), mooncake(3000, hashes=(large, large + 1))])
     first, second = chains_of(read_m(path))
     assert len(first) == 64
     assert first[:32] == second[:32]
     assert not set(first[32:]) & set(second)
     rows = [own(block_ids=[2**64 - 1, *range(-8, -1)]), own(1, block_ids=[2**64 - 1, *range(10, 17)])]
-    left, right = chains_of(read_jsonl(write_lines(tmp_path / "t", rows)))
+    left, right = chains_of(read_jsonl(write_json_lines(tmp_path / "t", rows)))
     assert left[0] == right[0]
     assert not set(left[1:]) & set(right[1:])
 
@@ -546,14 +538,14 @@ def test_ids_of_64_bits_are_read(tmp_path: Path) -> None:
 )
 def test_other_ids_are_refused_with_the_reason(tmp_path: Path, ids: Any, message: str) -> None:
     with pytest.raises(UserError, match=rf"t:1: block_ids=.*{message}"):
-        read_jsonl(write_lines(tmp_path / "t", [own(block_ids=ids)]))
+        read_jsonl(write_json_lines(tmp_path / "t", [own(block_ids=ids)]))
     with pytest.raises(UserError, match=rf"m:1: hash_ids=.*{message}"):
-        read_m(write_lines(tmp_path / "m", [{**mooncake(), "hash_ids": ids}]))
+        read_m(write_json_lines(tmp_path / "m", [{**mooncake(), "hash_ids": ids}]))
 
 
 def test_both_names_for_a_chain_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"t:1: block_ids and prefix_block_ids: mean the same"):
-        read_jsonl(write_lines(tmp_path / "t", [own(block_ids=[1], prefix_block_ids=[1])]))
+        read_jsonl(write_json_lines(tmp_path / "t", [own(block_ids=[1], prefix_block_ids=[1])]))
 
 
 # --- block sizes ------------------------------------------------------------------------------------------------------
@@ -587,7 +579,7 @@ def cached_tokens(env: RoutingEnv) -> list[int]:
 
 
 def jsonl_of(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
-    return {"kind": "jsonl", "path": str(write_lines(tmp_path / "t.jsonl", rows)), **options}
+    return {"kind": "jsonl", "path": str(write_json_lines(tmp_path / "t.jsonl", rows)), **options}
 
 
 @pytest.mark.parametrize("load", [None, 0.5])
@@ -670,7 +662,7 @@ def test_the_last_hash_of_a_list_may_name_a_partial_block_and_is_left_out(tmp_pa
         own(prompt=521, output=132, block_ids=list(range(33))),
         own(1, prompt=70, output=1, block_ids=[0, 1, 2, 3, 90]),
     ]
-    trace = read_jsonl(write_lines(tmp_path / "t", rows))
+    trace = read_jsonl(write_json_lines(tmp_path / "t", rows))
     assert trace.block_size == 16
     assert chains_of(trace) == [list(range(32)), [0, 1, 2, 3]]
 
@@ -680,7 +672,7 @@ def test_a_chain_may_go_on_into_the_answer(tmp_path: Path) -> None:
         own(prompt=64, output=40, block_ids=[1, 2, 3, 4, 5, 6]),
         own(9, prompt=112, block_ids=[1, 2, 3, 4, 5, 6, 7]),
     ]
-    trace = read_jsonl(write_lines(tmp_path / "t", rows))
+    trace = read_jsonl(write_json_lines(tmp_path / "t", rows))
     assert (trace.block_size, trace.block_size_stated) == (16, False)
     assert cached_tokens(environment(jsonl_of(tmp_path, rows), fleet(16))) == [0, 96]
 
@@ -713,7 +705,7 @@ def test_regrouping_keeps_equality_and_everything_else(tmp_path: Path) -> None:
         own(1, block_ids=[0, 1, 2, 9], prompt=64, **{"class": "b"}),
         own(2, prompt=64),
     ]
-    trace = read_jsonl(write_lines(tmp_path / "t", rows), block_size=16)
+    trace = read_jsonl(write_json_lines(tmp_path / "t", rows), block_size=16)
     coarse = regroup(trace, 16, 32)
     first, second, third = chains_of(coarse)
     assert (len(first), len(second), third) == (3, 2, [])
@@ -723,23 +715,25 @@ def test_regrouping_keeps_equality_and_everything_else(tmp_path: Path) -> None:
     for name in ("arrival_ns", "prompt_tokens", "output_tokens", "priority", "class_id"):
         assert np.array_equal(coarse.requests[name], trace.requests[name])
     assert chains_of(trace)[0] == list(range(7)), "the trace itself stays"
-    runs = regroup(read_m(write_lines(tmp_path / "m", [mooncake(hashes=(4, 7))])), 16, 64)
+    runs = regroup(read_m(write_json_lines(tmp_path / "m", [mooncake(hashes=(4, 7))])), 16, 64)
     assert np.diff(runs.block_ids).tolist() == [1] * 7 + [17] + [1] * 7, "runs stay runs"
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 512])
 def test_mooncake_hashes_fit_every_engine_whose_blocks_they_divide(tmp_path: Path, block_size: int) -> None:
-    path = write_lines(tmp_path / "m.jsonl", [mooncake(prompt=1030, hashes=(0, 1, 2)), mooncake(9000, 1030, (0, 1, 3))])
+    path = write_json_lines(
+        tmp_path / "m.jsonl", [mooncake(prompt=1030, hashes=(0, 1, 2)), mooncake(9000, 1030, (0, 1, 3))]
+    )
     workload = {"kind": "mooncake", "path": str(path)}
     assert cached_tokens(environment(workload, fleet(block_size))) == [0, 1024]
 
 
 def test_hashes_of_other_blocks_are_refused_by_place(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "m.jsonl", [mooncake(0, 64, (1, 2, 3, 4)), mooncake(3000, 50, (1, 2, 3, 5))])
+    path = write_json_lines(tmp_path / "m.jsonl", [mooncake(0, 64, (1, 2, 3, 4)), mooncake(3000, 50, (1, 2, 3, 5))])
     with pytest.raises(UserError, match=r"m\.jsonl:1: hash_ids: 4 hashes for 64 tokens: .* 512 tokens give 1: .*=16"):
         read_m(path)
     assert chains_of(read_m(path, hash_block_size=16)) == [[1, 2, 3, 4], [1, 2, 3]]
-    late = write_lines(tmp_path / "late.jsonl", [mooncake(), mooncake(3000), mooncake(6000, hashes=(0,))])
+    late = write_json_lines(tmp_path / "late.jsonl", [mooncake(), mooncake(3000), mooncake(6000, hashes=(0,))])
     with pytest.raises(UserError, match=r"late\.jsonl:3: hash_ids: 1 hashes for 1024 tokens"):
         read_m(late)
     with pytest.raises(UserError, match=r"block_size=16: must divide 24"):
@@ -750,10 +744,10 @@ def test_hashes_of_other_blocks_are_refused_by_place(tmp_path: Path) -> None:
 
 def test_hashes_of_full_blocks_alone_are_read_where_they_fit_no_other_size(tmp_path: Path) -> None:
     rows = [mooncake(0, 1000, (7,)), mooncake(3000, 300, ()), mooncake(6000, 2000, (7, 8, 9))]
-    trace = read_mooncake(write_lines(tmp_path / "m", rows), 512)
+    trace = read_mooncake(write_json_lines(tmp_path / "m", rows), 512)
     assert chains_of(trace) == [[7], [], [7, 8, 9]]
     assert len(chains_of(read_m(tmp_path / "m"))[2]) == 96
-    open_size = write_lines(tmp_path / "open", [mooncake(0, 700, (7,))])  # one full block of 512, or one of 1024
+    open_size = write_json_lines(tmp_path / "open", [mooncake(0, 700, (7,))])  # one full block of 512, or one of 1024
     with pytest.raises(UserError, match=r"open:1: hash_ids: 1 hashes for 700 tokens: blocks of 512 tokens give 2$"):
         read_m(open_size)
 
@@ -762,7 +756,7 @@ def test_a_hint_names_no_size_that_is_set_already(tmp_path: Path) -> None:
     rows = [mooncake(0, 1000, (7,)), mooncake(3000, 2000, (7, 8, 9, 10))]
     mixed = [{**row, "output_length": 100} for row in rows]
     with pytest.raises(UserError, match=r"m:1: hash_ids: 1 hashes for 1000 tokens: blocks of 512 tokens give 2$"):
-        read_m(write_lines(tmp_path / "m", mixed))
+        read_m(write_json_lines(tmp_path / "m", mixed))
 
 
 @needs_traces
@@ -792,9 +786,9 @@ def test_notes_are_given_once_per_command_and_faults_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = write_lines(tmp_path / "t.jsonl", SIXTEEN)
+    path = write_json_lines(tmp_path / "t.jsonl", SIXTEEN)
     overrides = ["workload=jsonl", f"workload.path={path}", "env.load=null", "env.num_requests=null"]
-    cfg = compose_config("routing", overrides)
+    cfg = compose_config("experiment_base", overrides)
     from_config._tell.cache_clear()
     for part in (None, "train", "test"):
         from_config.problem_of(cfg, part)
@@ -803,7 +797,7 @@ def test_notes_are_given_once_per_command_and_faults_before_anything_is_written(
     assert shown[0].startswith("note: the workload names shared prompt blocks, but no instance caches them")
     group = "{gpu: RTXPRO6000, model: Llama-3.1-8B, engine: {block_size: 32, enable_prefix_caching: true}}"
     with pytest.raises(UserError, match=r"block_size=32: .*blocks of 16 tokens"):
-        from_config.problem_of(compose_config("routing", [*overrides, f"cluster.instances=[{group}]"]))
+        from_config.problem_of(compose_config("experiment_base", [*overrides, f"cluster.instances=[{group}]"]))
     assert [entry.name for entry in tmp_path.iterdir()] == ["t.jsonl"]
 
 
@@ -823,7 +817,7 @@ SOURCES = {
     "BurstGPT": "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
     "0.5,ChatGPT,40,3,43,API log\n1,GPT-4,9,0,9,API log\n2,GPT-4,64,3,67,API log\n",
     "ServeGen, generated": "request_id,timestamp,input_tokens,output_tokens\n1,2.0,64,3\n0,0.5,40,3\n",
-    "Bailian (Qwen) chats": "".join(json.dumps(row) + "\n" for row in BAILIAN),
+    "Bailian (Qwen) chats": json_lines(BAILIAN),
 }
 CALLS = dict(re.findall(r"^\| ([^|]+) \| `(to_jsonl[^`]+)` \|$", DOC, re.MULTILINE))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import same_trace, write_json_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -68,10 +69,6 @@ class InMemory(RecordedWorkload):
 
 def in_memory(times_s: list[float], **options: Any) -> InMemory:
     return InMemory(times_s=tuple(times_s), **options)
-
-
-def same(first: Trace, second: Trace) -> bool:
-    return bool(np.array_equal(first.requests, second.requests) and np.array_equal(first.block_ids, second.block_ids))
 
 
 # --- readers -------------------------------------------------------------------------------------------------------
@@ -137,8 +134,7 @@ def write_mooncake(path: Path) -> Path:
         {"timestamp": 3000, "input_length": 1024, "output_length": 6, "hash_ids": [0, 3]},
         {"timestamp": 3000, "input_length": 10, "output_length": 7, "hash_ids": [4]},
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_json_lines(path, rows)
 
 
 def chain(trace: Trace, index: int) -> list[int]:
@@ -191,7 +187,7 @@ def test_jsonl_reader_keeps_classes_priorities_and_blocks(tmp_path: Path) -> Non
         {"arrival_s": 1.75, "prompt_tokens": 40, "output_tokens": 4, "block_ids": [7, 9], "class": "batch"},
         {"arrival_s": 2, "prompt_tokens": 16, "output_tokens": 5, "prefix_block_ids": [7], "class": "chat"},
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(path, rows)
     trace = make_workload({"kind": "jsonl", "path": str(path)}).episode(rng())
     assert trace.requests["arrival_ns"].tolist() == [0, 250_000_000, 500_000_000]
     assert trace.class_names == ("chat", "batch")
@@ -383,7 +379,7 @@ def test_disjoint_windows_share_no_request_and_are_as_many_as_fit(count: int, st
 
 def test_a_window_does_not_depend_on_the_generator_but_for_what_is_drawn(azure_file: str) -> None:
     workload = azure(azure_file, window="random", num_requests=4)
-    assert same(workload.episode(rng(1), window=1), workload.episode(rng(2), window=1))
+    assert same_trace(workload.episode(rng(1), window=1), workload.episode(rng(2), window=1))
     assert workload.episode(rng(1), window=1).requests["prompt_tokens"].tolist() == [104, 105, 106, 107]
 
 
@@ -491,8 +487,8 @@ GENERATORS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", GENERATORS)
 def test_equal_seeds_give_equal_episodes(options: dict[str, Any]) -> None:
     workload = make_workload({"kind": "synthetic", **options})
-    assert same(workload.episode(rng(7), 500), workload.episode(rng(7), 500))
-    assert not same(workload.episode(rng(7), 500), workload.episode(rng(8), 500))
+    assert same_trace(workload.episode(rng(7), 500), workload.episode(rng(7), 500))
+    assert not same_trace(workload.episode(rng(7), 500), workload.episode(rng(8), 500))
 
 
 @pytest.mark.parametrize("window", ["random", "bootstrap"])
@@ -502,8 +498,8 @@ def test_equal_seeds_give_equal_windows(azure_file: str, window: str) -> None:
     for _ in range(2):
         workload, generator = azure(azure_file, **options), rng(3)
         episodes.append([workload.episode(generator) for _ in range(5)])
-    assert all(same(first, second) for first, second in zip(*episodes, strict=True))
-    assert not all(same(episodes[0][0], other) for other in episodes[0][1:])
+    assert all(same_trace(first, second) for first, second in zip(*episodes, strict=True))
+    assert not all(same_trace(episodes[0][0], other) for other in episodes[0][1:])
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,4 +1,4 @@
-"""The books of a simulated cluster: what became of each request, and what is in flight at an instance."""
+"""What a simulated cluster came to: what became of each request, and what is in flight at an instance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fleetgym.envs.cluster.scheduler import Request
 from fleetgym.envs.cluster.spec import Slo
 
 
-class Ledger:
+class Outcomes:
     """What became of each request of a cluster, and what happened since the last decision.
 
     Attributes
