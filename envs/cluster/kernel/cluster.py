@@ -204,6 +204,8 @@ def run(st: State, actions: Array) -> Any:
                 st.env[b]["stalled_instance"] = actions[b, k]
                 break
             dispatch(st, b, actions[b, k])
+            if outcome(st, b) != NONE:
+                break
             move_on(st, b)
         catch_up_all(st, b, st.now_ns[b])
         end_terms(st, b)

@@ -9,7 +9,7 @@ from typing import Any
 import differential
 import numpy as np
 import pytest
-from differential import Case
+from differential import MS, Case
 from hypothesis import HealthCheck, Phase, given, settings
 
 from fleetgym.envs.cluster import spec
@@ -93,17 +93,17 @@ def side_by_side(**args: Any) -> list[Any]:
     return [make_engine(name, spec.ClusterSpec((one,)), 1) for name in ("kernel", "reference")]
 
 
-def two_requests(gap_ns: int) -> Trace:
-    return make_trace(np.array([0, gap_ns]), np.full(2, 31), np.ones(2, np.int64))
+def two_behind_another(gap_ns: int) -> Trace:
+    """A short request, for a lone one is not held back, and two that come while it runs."""
+    return make_trace(np.array([0, MS, MS + gap_ns]), np.array([1, 31, 31]), np.array([2, 1, 1]))
 
 
 def test_exact_equals_that_preempt_each_other_for_ever_are_an_error_at_the_same_time_in_both_engines():
     messages = []
     for engine in side_by_side():
-        engine.reset(0, two_requests(0))
-        engine.step(np.array([0]))
+        engine.reset(0, two_behind_another(0))
+        engine.run(np.zeros((1, 3), np.int64))
         with pytest.raises(LivelockError, match=r"request \d \(31 \+ 1 tokens\) is computed again and again") as caught:
-            engine.step(np.array([0]))
             engine.drain(0)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
@@ -112,12 +112,16 @@ def test_exact_equals_that_preempt_each_other_for_ever_are_an_error_at_the_same_
 @pytest.mark.parametrize("gap_ns", [0, 1])
 def test_of_two_that_do_not_fit_together_the_one_that_goes_before_the_other_ends(gap_ns: int):
     policy = "priority" if gap_ns else "fcfs"
+    preemptions = []
     for engine in side_by_side(scheduling_policy=policy):
-        engine.reset(0, two_requests(gap_ns))
-        engine.run(np.zeros((1, 2), np.int64))
+        engine.reset(0, two_behind_another(gap_ns))
+        engine.run(np.zeros((1, 3), np.int64))
         engine.drain(0)
-        assert engine.results(0)["status"].tolist() == [FINISHED] * 2
-        assert engine.results(0)["preemptions"].tolist() == [0, 1]
+        assert engine.results(0)["status"].tolist() == [FINISHED] * 3
+        preemptions.append(engine.results(0)["preemptions"].tolist())
+    assert preemptions[0] == preemptions[1]
+    first, second = preemptions[0][1:]
+    assert first == 0 < second
 
 
 @pytest.mark.parametrize("dp", [1, 2])
