@@ -89,12 +89,14 @@ def instances(draw: st.DrawFn, rng: np.random.Generator, caching: bool, longest:
 def arrivals_ns(gaps_ms: np.ndarray, specs: Iterable[InstanceSpec]) -> np.ndarray:
     """Arrivals with these gaps.
 
-    Exact equals that are partly prefilled side by side may preempt each other for ever, so where that is possible none
-    arrive at the same time.
+    Exact equals that are partly prefilled side by side may preempt each other for ever, so where that is possible those
+    of one time come a nanosecond apart. The first keeps it: it may be the very end of an iteration.
     """
     arrivals = (np.cumsum(gaps_ms) * MS).astype(np.int64)
-    side_by_side = any(spec.engine.long_prefill_token_threshold for spec in specs)
-    return arrivals + np.arange(len(arrivals)) if side_by_side else arrivals
+    settings = [spec.engine for spec in specs]
+    if any(args.long_prefill_token_threshold and args.scheduling_policy == "priority" for args in settings):
+        arrivals += np.arange(len(arrivals)) - np.searchsorted(arrivals, arrivals)
+    return arrivals
 
 
 def chains(rng: np.random.Generator, tokens: np.ndarray, kind: str) -> list[np.ndarray]:

@@ -209,6 +209,24 @@ MUTANTS = {
         "if False:",
     ),
     "what a decode still has to register is lost by a preemption": ("lockstep.py", "- 1 - bulk)", "- 1000)"),
+    "a lone request is held back too": (
+        "schedule.py",
+        'if threshold > 0 and u.inst["running"] + u.inst["waiting"] > 1:',
+        "if threshold > 0:",
+    ),
+    "running requests are not held back": ("exact.py", "past, largest, budget)", "past, budget)"),
+    "admissions are not held back": ("schedule.py", "past, largest, budget)", "past, budget)"),
+    "decodes lock step again beside several partial prefills": (
+        "exact.py",
+        'if complete and not u.spec["exact_path"]:',
+        "if complete:",
+    ),
+    "a step served one by one has the room of an iteration": (
+        "exact.py",
+        'budget = u.spec["max_num_scheduled_tokens"]',
+        'budget = u.spec["max_num_batched_tokens"]',
+    ),
+    "a victim is taken to have lost nothing": ("exact.py", 'row["computed"] = computed', 'row["computed"] = 0'),
 }
 
 
