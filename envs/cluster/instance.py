@@ -89,7 +89,7 @@ class Instance:
         self._flight: deque[Iteration] = deque()
         self._busy_until_ns = 0
         self._counted_ns = 0  # kv_block_ns is integrated up to here
-        self._tokens_without_progress = 0
+        self._stalled_iterations = 0
         self._wake: simpy.Event | None = None
         env.process(self._run())
 
@@ -121,6 +121,7 @@ class Instance:
     def receive(self, request: Request) -> None:
         """Take a dispatched request, or reject it if it can never run to its end."""
         self.last_dispatch_ns = self.now
+        self._stalled_iterations = 0
         self.stats["dispatched"] += 1
         self.outcomes.results["instance"][request.index] = self.index
         if request.prompt_tokens + request.output_tokens > self.longest_tokens:
@@ -158,7 +159,7 @@ class Instance:
             self._update(oldest)
 
     def _sleep(self) -> Generator[simpy.Event, Any, None]:
-        self._tokens_without_progress = 0
+        self._stalled_iterations = 0
         self._wake = self.env.event()
         yield self._wake
 
@@ -179,7 +180,7 @@ class Instance:
         for plan in iteration.plans:
             self._note(plan)
         self.stats["peak_kv_blocks"] = max(int(self.stats["peak_kv_blocks"]), self._used_blocks())
-        self._check_progress(iteration)
+        self._check_progress()
         return iteration
 
     def _seconds(self, plans: list[StepPlan]) -> float:
@@ -217,7 +218,7 @@ class Instance:
 
     def _token(self, request: Request) -> None:
         now = self.now
-        self._tokens_without_progress = 0
+        self._stalled_iterations = 0
         self.outcomes.token(request, now)
         self.in_flight.token(request)
         if request.generated == request.output_tokens:
@@ -239,14 +240,13 @@ class Instance:
         self.stats["kv_block_ns"] += self._used_blocks() * (now - self._counted_ns)
         self._counted_ns = now
 
-    def _check_progress(self, iteration: Iteration) -> None:
-        """Raise if far more than all that the cache holds was computed without a single token coming out.
+    def _check_progress(self) -> None:
+        """Raise if more iterations than any request can need passed without a token or an arrival.
 
-        An admitted prompt is the only one partly computed and is finished before the next is admitted, so a
-        cacheful of work always returns a token; empty iterations count as one token each.
+        `InstanceSpec.stall_limit_iterations` says why that many are enough.
         """
-        self._tokens_without_progress += max(1, iteration.tokens)
-        if self._tokens_without_progress > self.spec.stall_limit_tokens:
+        self._stalled_iterations += 1
+        if self._stalled_iterations > self.spec.stall_limit_iterations:
             rank = next(rank for rank in self.ranks if rank.has_work)
             request = (rank.running + rank.waiting)[0]
             raise LivelockError(

@@ -293,9 +293,28 @@ class InstanceSpec:
         return not self.lockstep or self.engine.needs_exact_path
 
     @property
-    def stall_limit_tokens(self) -> int:
-        """Computed tokens without a single one returned after which nothing can come any more, all ranks together."""
-        return 4 * self.dp * (self.kv_capacity_tokens + self.max_num_batched_tokens) + 1000
+    def stall_limit_iterations(self) -> int:
+        """Iterations without a token returned and without an arrival after which none can be expected any more.
+
+        Let nobody sample a token, nobody arrive, and B be the request that goes before all others: first in the running
+        list, or else in the queue (fcfs); of the least (priority, arrival), and of no other's (priority).
+
+        1. The first of the running list finds the whole budget. It gets the largest share, ``s`` tokens, so that it is
+           there for ``L / s`` iterations at most (L: the longest request) until it samples, unless it is preempted.
+        2. Nobody is admitted ahead of B: while B waits it is the head of the queue, and then who comes stands behind it.
+           So at most ``max_num_seqs`` requests, one block or more each, are first in turn before B is.
+        3. B is preempted by nobody: it is not the victim while another runs, and alone it fits. When nobody runs it is
+           admitted. So at last it is first itself, and samples.
+
+        Where others equal B in priority and arrival exactly, they may preempt each other for ever, as in vLLM.
+        """
+        share = self.max_num_scheduled_tokens
+        if self.engine.long_prefill_token_threshold > 0:
+            share = min(share, self.engine.long_prefill_token_threshold)
+        runners = min(self.max_num_seqs, self.num_gpu_blocks - 1)
+        in_turn = runners + 1
+        iterations_of_one = math.ceil(self.max_model_len / share) + 1  # the last one: it is preempted, or admitted
+        return in_turn * iterations_of_one + 4  # and its token comes back, with another iteration in flight
 
     @property
     def prefill_tokens_per_s(self) -> float:

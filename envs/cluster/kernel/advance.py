@@ -26,14 +26,14 @@ def advance(u: Unit, until: int) -> None:
             inst["flight"] += 1
             if inst["end_ns"][slot] == EMPTY and inst["end_ns"][inst["front"]] == EMPTY and not preempted:
                 inst["flight"] = 0  # blocked: only an arrival can change anything
-            elif inst["stall"] > u.spec["stall_limit"]:
+            elif inst["stalled_iterations"] > u.spec["stall_limit"]:
                 return
             elif inst["flight"] < depth:
                 inst["due"] = 1
                 continue
         if inst["flight"] == 0:
             inst["next_ns"] = NEVER
-            inst["stall"] = 0
+            inst["stalled_iterations"] = 0
             return
         end = inst["end_ns"][inst["front"]]
         if end != EMPTY:
@@ -168,7 +168,7 @@ def cruise(u: Unit, until: int) -> Any:
     inst["iterations"] += loops
     inst["decode_tokens"] += tokens
     inst["streamed"] += tokens
-    inst["stall"] = n1
+    inst["stalled_iterations"] = 1
     inst["front"] = front
     back = front ^ (depth - 1)
     write_slot(u, back, start1, end1, n1, plain1)

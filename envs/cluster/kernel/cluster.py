@@ -21,7 +21,7 @@ def catch_up(st: State, b: int, i: int, until: int) -> bool:
         advance_group(st, b, i, until)
     else:
         advance(u, until)
-    return bool(u.inst["stall"] > u.spec["stall_limit"])
+    return bool(u.inst["stalled_iterations"] > u.spec["stall_limit"])
 
 
 @jit
@@ -41,6 +41,7 @@ def dispatch(st: State, b: int, i: int) -> None:
     row["instance"] = i
     inst["dispatched"] += 1
     inst["dispatch_ns"] = now
+    inst["stalled_iterations"] = 0
     spec = st.spec[inst["spec"]]
     if row["prompt"] + row["output"] > spec["max_model_len"]:
         row["state"] = REFUSED
@@ -63,7 +64,7 @@ def dispatch(st: State, b: int, i: int) -> None:
         wake(u, now)
     else:
         wake_group(st, b, i, now)
-    if inst["stall"] > spec["stall_limit"]:
+    if inst["stalled_iterations"] > spec["stall_limit"]:
         env["stalled_instance"] = i
 
 
@@ -203,6 +204,8 @@ def run(st: State, actions: Array) -> Any:
                 st.env[b]["stalled_instance"] = actions[b, k]
                 break
             dispatch(st, b, actions[b, k])
+            if outcome(st, b) != NONE:
+                break
             move_on(st, b)
         catch_up_all(st, b, st.now_ns[b])
         end_terms(st, b)
@@ -237,7 +240,6 @@ def begin(st: State, b: int) -> None:
     st.env[b]["stalled_instance"] = NONE
     for i in range(st.inst.shape[1]):
         inst = st.inst[b, i]
-        inst["lockstep"] = 1
         inst["next_ns"] = NEVER
         inst["dispatch_ns"] = now
         inst["ttft_ewma_s"] = -1.0
@@ -245,6 +247,7 @@ def begin(st: State, b: int) -> None:
         inst["run_head"] = inst["run_tail"] = NONE
         inst["wait_head"] = inst["wait_tail"] = NONE
         spec = st.spec[inst["spec"]]
+        inst["lockstep"] = not spec["exact_path"]
         if spec["enable_prefix_caching"]:
             clear(st.extents[b, i], st.copies[b, i])
     observe(st, b)

@@ -63,15 +63,16 @@ def register_both(u: Unit, begins: int, fills: int, clock: int) -> None:
 
 
 @jit
-def prefill(u: Unit, slot: int, r: int, past: int, chunk: int) -> None:
+def prefill(u: Unit, slot: int, r: int, tokens: int) -> None:
     """Count a chunk whose blocks are taken; the one that reaches the last known token samples the next."""
     inst, row = u.inst, u.req[r]
-    inst["prefill"][slot] += chunk
-    inst["step_pairs"] += chunk * (2 * past + chunk + 1)
-    if past + chunk < known_tokens(u, r):
+    past = int(row["computed"])
+    inst["prefill"][slot] += tokens
+    inst["step_pairs"] += tokens * (2 * past + tokens + 1)
+    row["computed"] = past + tokens
+    if past + tokens < known_tokens(u, r):
         row["state"] = PREFILL
         inst["partial"] = r
-        inst["partial_computed"] = past + chunk
         return
     if inst["partial"] == r:
         inst["partial"] = NONE

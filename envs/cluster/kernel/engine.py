@@ -65,12 +65,6 @@ class KernelEngine(Engine):
         journal: int = 0,
     ) -> None:
         super().__init__(clusters, batch, columns=columns, high=high, slo=slo)
-        for spec in (spec for cluster in self.clusters for spec in cluster.instances):
-            if spec.engine.long_prefill_token_threshold:
-                raise UserError(
-                    f"long_prefill_token_threshold={spec.engine.long_prefill_token_threshold}: the compiled engine does not "
-                    "have it yet; use engine=reference, or 0"
-                )
         kinds = [cluster.expanded for cluster in self.clusters]
         self._specs = list(dict.fromkeys(spec for row in kinds for spec in row))
         number = {spec: index for index, spec in enumerate(self._specs)}

@@ -15,20 +15,21 @@ from fleetgym.envs.cluster.kernel.tokens import PREEMPTED, computed_tokens, give
 
 
 @large
-def schedule_exact(u: Unit, slot: int) -> tuple[int, bool]:
-    """Serve the running requests one by one: return the budget left, and whether anyone was preempted.
+def schedule_exact(u: Unit, slot: int, largest: int) -> tuple[int, bool]:
+    """Serve the running requests one by one, each with ``largest`` tokens at most.
 
-    While it walks, ``link[slot] >> 2`` holds the tokens that a request was given in this iteration.
+    Returns the budget left, and whether anyone was preempted. While it walks, ``link[slot] >> 2`` holds the tokens that a request was given in this iteration.
     """
     inst, req = u.inst, u.req
-    loosen(u)
+    if inst["lockstep"]:
+        loosen(u)
     budget = u.spec["max_num_scheduled_tokens"]
     preempted = False
     r = inst["run_head"]
     while r >= 0 and budget > 0:
         if req[r]["state"] != LAST:
             past = computed_tokens(u, r)
-            tokens = min(known_tokens(u, r) - past, budget)
+            tokens = min(known_tokens(u, r) - past, largest, budget)
             size = u.spec["block_size"]
             needed = blocks_for(past + tokens, size) - blocks_for(past, size)
             while needed > u.spec["usable"] - inst["used"]:
@@ -58,7 +59,7 @@ def commit(u: Unit, slot: int) -> None:
         tokens = req[r]["link"][slot] >> 2
         req[r]["link"][slot] = 0
         if tokens > 0 and req[r]["state"] == PREFILL:
-            prefill(u, slot, r, inst["partial_computed"], tokens)
+            prefill(u, slot, r, tokens)
         elif tokens > 0:
             inst["decodes"][slot] += 1
             inst["step_context"] += known_tokens(u, r)
@@ -66,7 +67,7 @@ def commit(u: Unit, slot: int) -> None:
         elif req[r]["state"] == LOOSE:
             complete = False
         r = req[r]["next"]
-    if complete:
+    if complete and not u.spec["exact_path"]:
         relock(u)
 
 
@@ -100,7 +101,7 @@ def preempt(u: Unit, slot: int, r: int) -> Any:
         inst["partial"] = NONE
     running_remove(u, r)
     row["state"] = WAITING
-    row["lost"] = computed
+    row["computed"] = computed
     row["preemptions"] += 1
     inst["preemptions"] += 1
     u.env["preempted"] += 1

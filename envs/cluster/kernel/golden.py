@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fleetgym.envs.cluster.golden import Case, Counts, Step, UnsupportedCaseError, case_args, case_request
+from fleetgym.envs.cluster.golden import Case, Counts, Step, case_args, case_request
 from fleetgym.envs.cluster.kernel import schedule, update
 from fleetgym.envs.cluster.kernel.engine import KernelEngine
 from fleetgym.envs.cluster.kernel.handle import counted, open_state
@@ -38,8 +38,6 @@ class KernelReplay:
         model = LatencyModel(w0_s=1.0)
         # The model length only rejects requests at arrival, which is left out here.
         args = replace(case_args(case), max_model_len=None)
-        if args.long_prefill_token_threshold:
-            raise UnsupportedCaseError("long_prefill_token_threshold: the compiled engine does not have it yet")
         instance = InstanceSpec("constant", "constant", engine=args, latency=model)
         self._engine = KernelEngine(ClusterSpec((instance,)), journal=16 * (len(requests) + 1))
         self._engine.reset(0, trace)

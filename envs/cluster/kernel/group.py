@@ -40,14 +40,14 @@ def advance_group(st: State, b: int, i: int, until: int) -> None:
                 inst["flight"] = 0  # blocked: only an arrival can change anything
                 for k in rank_rows(st, b, i):
                     st.inst[b, k]["flight"] = 0
-            elif inst["stall"] > spec["stall_limit"]:
+            elif inst["stalled_iterations"] > spec["stall_limit"]:
                 break
             elif inst["flight"] < spec["depth"]:
                 inst["due"] = 1
                 continue
         if inst["flight"] == 0:
             inst["next_ns"] = NEVER
-            inst["stall"] = 0
+            inst["stalled_iterations"] = 0
             break
         end = inst["end_ns"][inst["front"]]
         if end != EMPTY:
@@ -82,7 +82,7 @@ def schedule_group(st: State, b: int, i: int) -> bool:
         slowest = max(slowest, iteration_seconds(u, n, prefill_tokens, context, pairs))
         padded += int(st.tables[3, kind, n + prefill_tokens])
     inst["peak_kv_blocks"] = max(inst["peak_kv_blocks"], used)
-    inst["stall"] += max(1, tokens)
+    inst["stalled_iterations"] += 1
     inst["end_ns"][slot] = EMPTY
     if tokens > 0:
         seconds = slowest + st.tables[2, kind, min(padded, st.tables.shape[2] - 1)]
@@ -111,11 +111,11 @@ def update_group(st: State, b: int, i: int) -> None:
     for k in rank_rows(st, b, i):
         u = unit(st, b, k)
         u.inst["ttft_ewma_s"] = inst["ttft_ewma_s"]
-        u.inst["stall"] = 1
+        u.inst["stalled_iterations"] = 1
         count_blocks(u, inst["counted_ns"])
         update(u)
-        if u.inst["stall"] == 0:  # a token was returned
-            inst["stall"] = 0
+        if u.inst["stalled_iterations"] == 0:  # a token was returned
+            inst["stalled_iterations"] = 0
         inst["ttft_ewma_s"] = u.inst["ttft_ewma_s"]
         left += u.inst["running"] + u.inst["waiting"]
     inst["front"] = slot ^ (st.spec[inst["spec"]]["depth"] - 1)

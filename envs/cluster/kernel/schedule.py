@@ -15,7 +15,7 @@ from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import running_append, waiting_remove
 from fleetgym.envs.cluster.kernel.lockstep import class_at
 from fleetgym.envs.cluster.kernel.state import EMPTY, NONE, Unit
-from fleetgym.envs.cluster.kernel.tokens import ADMITTED, count_blocks, known_tokens, log, take_blocks
+from fleetgym.envs.cluster.kernel.tokens import ADMITTED, computed_tokens, count_blocks, known_tokens, log, take_blocks
 
 
 @jit
@@ -32,28 +32,38 @@ def schedule(u: Unit, now: int) -> bool:
     inst["step_pairs"] = 0
     count_blocks(u, now)
     preempted = False
+    largest = largest_share(u)
     budget = spec["max_num_scheduled_tokens"] - inst["n"]
     chunk = needed = past = 0
     partial = inst["partial"]
     if partial >= 0:
-        past = inst["partial_computed"]
+        past = computed_tokens(u, partial)
         chunk = max(0, min(known_tokens(u, partial) - past, budget))
         needed = blocks_for(past + chunk, spec["block_size"]) - blocks_for(past, spec["block_size"])
     if inst["n"] > 0:
         needed += u.classes[class_at(u, inst["clock"])]
     if inst["lockstep"] == 0 or budget < 0 or needed > spec["usable"] - inst["used"]:
-        budget, preempted = schedule_exact(u, slot)
+        budget, preempted = schedule_exact(u, slot, largest)
     else:
         if inst["n"] > 0:
             decode_all(u, slot)
         if chunk > 0:
             take_blocks(u, partial, past, past + chunk, known_tokens(u, partial))
-            prefill(u, slot, partial, past, chunk)
+            prefill(u, slot, partial, chunk)
             budget -= chunk
     if not preempted:
-        admit(u, slot, now, budget)
+        admit(u, slot, now, largest, budget)
     close(u, slot, now)
     return preempted
+
+
+@jit
+def largest_share(u: Unit) -> Any:
+    """Tokens that one request gets in this iteration at most; a lone request is not held back."""
+    threshold = u.spec["long_prefill_token_threshold"]
+    if threshold > 0 and u.inst["running"] + u.inst["waiting"] > 1:
+        return threshold
+    return u.spec["max_num_scheduled_tokens"]
 
 
 @jit
@@ -62,7 +72,7 @@ def close(u: Unit, slot: int, now: int) -> None:
     inst = u.inst
     n, prefill_tokens, context = inst["decodes"][slot], inst["prefill"][slot], inst["step_context"]
     inst["peak_kv_blocks"] = max(inst["peak_kv_blocks"], inst["used"])
-    inst["stall"] += max(1, n + prefill_tokens)
+    inst["stalled_iterations"] += 1
     if n + prefill_tokens == 0:
         inst["end_ns"][slot] = EMPTY
         return
@@ -88,7 +98,7 @@ def iteration_seconds(u: Unit, n: int, prefill_tokens: int, context: int, pairs_
 
 
 @large
-def admit(u: Unit, slot: int, now: int, budget: int) -> None:
+def admit(u: Unit, slot: int, now: int, largest: int, budget: int) -> None:
     """Admit from the head of the queue while budget, sequences and blocks last."""
     inst, spec = u.inst, u.spec
     size = spec["block_size"]
@@ -99,7 +109,7 @@ def admit(u: Unit, slot: int, now: int, budget: int) -> None:
         if spec["enable_prefix_caching"]:
             hits, free_hits = lookup(u, r, known)
         past = hits * size
-        chunk = min(known - past, budget)
+        chunk = min(known - past, largest, budget)
         needed = blocks_for(known if spec["reserve_full_prompt"] else past + chunk, size) - hits + free_hits
         if inst["running"] > 0:
             needed += spec["watermark_blocks"]
@@ -111,7 +121,7 @@ def admit(u: Unit, slot: int, now: int, budget: int) -> None:
         if spec["enable_prefix_caching"]:
             share(u, r, hits)
         take_blocks(u, r, past, past + chunk, known)
-        prefill(u, slot, r, past, chunk)
+        prefill(u, slot, r, chunk)
         budget -= chunk
     inst["blocked"] = inst["waiting"] > 0 and budget > 0
 
@@ -124,10 +134,9 @@ def start(u: Unit, r: int, now: int, hit_tokens: int) -> None:
         row["scheduled_ns"] = now
         if u.spec["enable_prefix_caching"]:
             u.chain[r]["cached"] = hit_tokens
-    if row["lost"] > 0:
-        again = max(0, row["lost"] - hit_tokens)
-        row["lost"] = 0
-        row["recomputed"] += again
-        u.inst["recomputed_tokens"] += again
-        u.env["recomputed"] += again
+    again = max(0, row["computed"] - hit_tokens)  # another request may have cached more than this one had computed
+    row["recomputed"] += again
+    u.inst["recomputed_tokens"] += again
+    u.env["recomputed"] += again
+    row["computed"] = hit_tokens
     log(u, ADMITTED, r, hit_tokens)

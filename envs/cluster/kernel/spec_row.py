@@ -22,7 +22,7 @@ COMPUTED: Mapping[str, tuple[type, Computed]] = {
     "depth": (np.int64, lambda spec, _: 2 if spec.engine.async_scheduling else 1),
     "usable": (np.int64, lambda spec, _: spec.num_gpu_blocks - 1),
     "watermark_blocks": (np.int64, lambda spec, _: int(spec.engine.watermark * spec.num_gpu_blocks)),
-    "stall_limit": (np.int64, lambda spec, _: spec.stall_limit_tokens),
+    "stall_limit": (np.int64, lambda spec, _: spec.stall_limit_iterations),
     "dp": (np.int64, lambda spec, _: spec.dp),
     "group_blocks": (np.int64, lambda spec, _: spec.dp * (spec.num_gpu_blocks - 1)),  # usable ones of all ranks
     "kv_capacity_tokens": (np.float64, lambda spec, _: spec.dp * spec.kv_capacity_tokens),

@@ -48,7 +48,7 @@ REQUEST = np.dtype(
         ("link", np.int32, 2),  # per iteration in flight: (next request in its list + 1) << 2 | bits
         ("preemptions", np.int32),
         ("recomputed", np.int32),
-        ("lost", np.int32),  # tokens lost by the latest preemption, until resumed
+        ("computed", np.int32),  # in PREFILL: tokens with KV entries; WAITING: those that the latest preemption lost
         ("instance", np.int16),
         ("state", np.int16),
     ],
@@ -88,21 +88,23 @@ INSTANCE = np.dtype(
         ("head", np.int64, 2),  # list of requests with something to be done at the end
         ("tail", np.int64, 2),
         # composition
-        ("lockstep", np.int64),
+        ("lockstep", np.int64),  # never with `exact_path`
         ("clock", np.int64),  # lock-step decode iterations so far
         ("n", np.int64),  # requests in DECODE
         ("context", np.int64),  # sum of their context lengths at their next token, that token included
         ("heap", np.int64),  # entries in the heap of finish clocks
         ("step_context", np.int64),  # K and 2 A of the iteration being composed
         ("step_pairs", np.int64),
-        ("partial", np.int64),  # the one request in PREFILL, and its computed tokens
-        ("partial_computed", np.int64),
+        ("partial", np.int64),  # the request in PREFILL, or NONE; with `exact_path` there may be others
         ("run_head", np.int64),
         ("run_tail", np.int64),
         ("wait_head", np.int64),
         ("wait_tail", np.int64),
         ("blocked", np.int64),  # the head of the queue has to wait until a request finishes
-        ("stall", np.int64),  # tokens computed since the last one returned
+        (
+            "stalled_iterations",
+            np.int64,
+        ),  # iterations composed since the last token was returned or the last request arrived
         # totals
         ("busy_ns", np.int64),
         ("iterations", np.int64),

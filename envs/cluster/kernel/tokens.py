@@ -22,7 +22,7 @@ def computed_tokens(u: Unit, r: int) -> Any:
     """Tokens of a running request with KV entries, those of iterations in flight included."""
     row = u.req[r]
     if row["state"] == PREFILL:
-        return u.inst["partial_computed"]
+        return int(row["computed"])
     sampled = row["sampled"] + u.inst["clock"] if row["state"] == DECODE else row["sampled"]
     return int(row["prompt"]) + int(sampled) - 1
 

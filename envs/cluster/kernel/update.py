@@ -33,7 +33,7 @@ def update(u: Unit) -> None:
     inst["streamed"] += bulk
     if bulk > 0:
         u.gaps[gap_bin(end - inst["returned_ns"])] += bulk
-        inst["stall"] = 0
+        inst["stalled_iterations"] = 0
     inst["returned_ns"] = end
     r = inst["head"][slot]
     while r >= 0:
@@ -64,7 +64,7 @@ def register_returned(u: Unit, slot: int, r: int) -> None:
 def give_token(u: Unit, r: int, now: int) -> None:
     """Return one token to a request."""
     inst, row = u.inst, u.req[r]
-    inst["stall"] = 0
+    inst["stalled_iterations"] = 0
     inst["streamed"] += 1
     if row["first_token_ns"] >= 0:
         u.gaps[gap_bin(now - row["last_token_ns"])] += 1

@@ -9,11 +9,14 @@ from typing import Any
 import differential
 import numpy as np
 import pytest
-from differential import Case
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from differential import MS, Case
+from hypothesis import HealthCheck, Phase, given, settings
 
 from fleetgym.envs.cluster import spec
 from fleetgym.envs.cluster.engines import make_engine
+from fleetgym.envs.cluster.latency import LatencyModel
+from fleetgym.envs.cluster.requests import FINISHED, Trace, make_trace
+from fleetgym.envs.errors import LivelockError
 
 SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
@@ -48,7 +51,6 @@ def test_both_engines_agree_at_every_decision_of_thousands_of_cases(case: Case):
 @settings(SETTINGS, max_examples=50)
 @given(differential.cases())
 def test_a_run_without_looking_ends_as_step_by_step(case: Case):
-    assume(not differential.only_in_reference(case))
     whole, steps = (make_engine("kernel", case.cluster, 1, slo=case.slo) for _ in range(2))
     for engine in (whole, steps):
         engine.reset(0, case.trace, case.available)
@@ -73,6 +75,67 @@ def test_both_engines_agree_where_the_rare_rules_meet():
 def test_both_engines_agree_where_the_rare_rules_meet_in_a_thousand_cases():
     for seed in range(200, 1000):
         differential.check(differential.crowded(seed))
+
+
+def side_by_side(**args: Any) -> list[Any]:
+    """Both engines with two requests that fill the cache each and are prefilled side by side, 4 tokens at a time."""
+    settings: dict[str, Any] = {
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 4,
+        "num_gpu_blocks": 9,
+        "block_size": 4,
+        "long_prefill_token_threshold": 4,
+        "scheduling_policy": "priority",
+        "reserve_full_prompt": False,
+    }
+    engine = spec.EngineArgs(**{**settings, **args})
+    one = spec.InstanceSpec("any", "any", engine=engine, latency=LatencyModel(w0_s=0.01))
+    return [make_engine(name, spec.ClusterSpec((one,)), 1) for name in ("kernel", "reference")]
+
+
+def two_behind_another(gap_ns: int) -> Trace:
+    """A short request, for a lone one is not held back, and two that come while it runs."""
+    return make_trace(np.array([0, MS, MS + gap_ns]), np.array([1, 31, 31]), np.array([2, 1, 1]))
+
+
+def test_exact_equals_that_preempt_each_other_for_ever_are_an_error_at_the_same_time_in_both_engines():
+    messages = []
+    for engine in side_by_side():
+        engine.reset(0, two_behind_another(0))
+        engine.run(np.zeros((1, 3), np.int64))
+        with pytest.raises(LivelockError, match=r"request \d \(31 \+ 1 tokens\) is computed again and again") as caught:
+            engine.drain(0)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("gap_ns", [0, 1])
+def test_of_two_that_do_not_fit_together_the_one_that_goes_before_the_other_ends(gap_ns: int):
+    policy = "priority" if gap_ns else "fcfs"
+    preemptions = []
+    for engine in side_by_side(scheduling_policy=policy):
+        engine.reset(0, two_behind_another(gap_ns))
+        engine.run(np.zeros((1, 3), np.int64))
+        engine.drain(0)
+        assert engine.results(0)["status"].tolist() == [FINISHED] * 3
+        preemptions.append(engine.results(0)["preemptions"].tolist())
+    assert preemptions[0] == preemptions[1]
+    first, second = preemptions[0][1:]
+    assert first == 0 < second
+
+
+@pytest.mark.parametrize("dp", [1, 2])
+def test_a_stall_is_counted_from_the_last_arrival(dp: int):
+    args = spec.EngineArgs(max_num_batched_tokens=4, max_num_seqs=2, num_gpu_blocks=9, block_size=4)
+    one = spec.InstanceSpec("any", "any", dp=dp, engine=args, latency=LatencyModel(w0_s=0.01))
+    limit = one.stall_limit_iterations
+    assert limit == 3 * (8 + 1) + 4
+    for name in ("kernel", "reference"):
+        engine = make_engine(name, spec.ClusterSpec((one,)), 1)
+        engine.reset(0, make_trace(np.arange(100) * 100, np.full(100, 31), np.ones(100, np.int64)))
+        engine.run(np.zeros((1, 100), np.int64))  # many more waiting than the limit has iterations
+        engine.drain(0)
+        assert (engine.results(0)["status"] == FINISHED).all()
 
 
 MUTANTS = {
@@ -146,6 +209,24 @@ MUTANTS = {
         "if False:",
     ),
     "what a decode still has to register is lost by a preemption": ("lockstep.py", "- 1 - bulk)", "- 1000)"),
+    "a lone request is held back too": (
+        "schedule.py",
+        'if threshold > 0 and u.inst["running"] + u.inst["waiting"] > 1:',
+        "if threshold > 0:",
+    ),
+    "running requests are not held back": ("exact.py", "past, largest, budget)", "past, budget)"),
+    "admissions are not held back": ("schedule.py", "past, largest, budget)", "past, budget)"),
+    "decodes lock step again beside several partial prefills": (
+        "exact.py",
+        'if complete and not u.spec["exact_path"]:',
+        "if complete:",
+    ),
+    "a step served one by one has the room of an iteration": (
+        "exact.py",
+        'budget = u.spec["max_num_scheduled_tokens"]',
+        'budget = u.spec["max_num_batched_tokens"]',
+    ),
+    "a victim is taken to have lost nothing": ("exact.py", 'row["computed"] = computed', 'row["computed"] = 0'),
 }
 
 

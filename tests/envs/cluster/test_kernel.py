@@ -23,7 +23,7 @@ from fleetgym.envs.cluster.requests import REJECTED, Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
 from fleetgym.envs.errors import LivelockError, UserError
 
-GOLDEN = {"golden_public.jsonl.gz": 150, "golden_idle_victim.jsonl.gz": 8}
+GOLDEN = {"golden_public.jsonl.gz": 150, "golden_idle_victim.jsonl.gz": 8, "golden_long_prefill.jsonl.gz": 24}
 
 
 def cluster(count: int = 3, dp: int = 1, **args: object) -> ClusterSpec:
@@ -145,7 +145,7 @@ def test_clusters_of_one_batch_may_have_groups_of_different_size():
 def test_no_progress_of_a_group_names_the_request_of_its_rank():
     engine = KernelEngine(cluster(1, dp=2, num_gpu_blocks=1000))
     engine.reset(0, make_trace(np.array([0]), np.array([9000]), np.array([2])))
-    engine.state.spec["stall_limit"] = 100  # a prompt of more tokens cannot make progress by this measure
+    engine.state.spec["stall_limit"] = 1
     with pytest.raises(LivelockError, match=r"instance 0: no progress .* request 0 \(9000 \+ 2 tokens\)"):
         engine.step(np.array([0]))
 
@@ -202,7 +202,7 @@ def test_wrong_calls_are_refused():
 def test_no_progress_is_an_error_that_names_instance_and_request():
     engine = KernelEngine(cluster(2))
     engine.reset(0, trace())
-    engine.state.spec["stall_limit"] = 100  # a prompt of more tokens cannot make progress by this measure
+    engine.state.spec["stall_limit"] = 1
     with pytest.raises(LivelockError, match=r"instance 0: no progress at .* request \d+ "):
         engine.run(np.zeros((1, 60), np.int64))
 
