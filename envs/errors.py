@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Something the user asked for is impossible; the message names field, value and what is allowed."""
 
 
+class UnknownArgumentError(UserError, TypeError):
+    """A keyword that an environment does not take; a `TypeError` too, on which trainers that try keywords of theirs rely."""
+
+
 class UserNote(UserWarning):
     """Something that is possible but perhaps not meant; the commands print it once as ``note: ...``."""
 

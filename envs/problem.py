@@ -34,7 +34,7 @@ from fleetgym.envs.cluster.engines import default_engine, make_engine
 from fleetgym.envs.cluster.requests import Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.config import convert
-from fleetgym.envs.errors import UserError, UserNote, did_you_mean
+from fleetgym.envs.errors import UnknownArgumentError, UserError, UserNote, did_you_mean
 from fleetgym.envs.features import observation_space, select
 from fleetgym.envs.rewards import RewardSpec
 from fleetgym.envs.saturation import saturation_rps
@@ -126,12 +126,14 @@ class Problem:
         ------
         UserError
             Naming the field, the value and what is allowed.
+        UnknownArgumentError
+            A keyword that this environment does not take.
         """
         own = {f.name for f in fields(cls)} - _COMMON
         allowed = _COMMON | own | {"oracle"}
         for name in arguments:
             if name not in allowed:
-                raise UserError(
+                raise UnknownArgumentError(
                     f"{name}: unknown argument of {cls.env_id or cls.__name__}{did_you_mean(name, allowed)}"
                 )
         given = {

@@ -152,6 +152,11 @@ def test_what_is_impossible_is_named(arguments: dict[str, Any], message: str) ->
         FleetEnv(POOLS, **arguments)
 
 
+def test_an_unknown_keyword_is_a_type_error_as_trainers_that_try_theirs_expect() -> None:
+    with pytest.raises(TypeError, match=f"frameskip: unknown argument of {POOLS}"):
+        gym.make(POOLS, frameskip=1)
+
+
 def test_a_problem_without_features_is_refused() -> None:
     class Blind(Pools):
         offers = ()
