@@ -133,8 +133,9 @@ class Problem:
         allowed = _COMMON | own | {"oracle"}
         for name in arguments:
             if name not in allowed:
+                # Python's own words: trainers look for them
                 raise UnknownArgumentError(
-                    f"{name}: unknown argument of {cls.env_id or cls.__name__}{did_you_mean(name, allowed)}"
+                    f"{cls.env_id or cls.__name__}: unexpected keyword argument {name!r}{did_you_mean(name, allowed)}"
                 )
         given = {
             name: v for name, v in preset_fields("env", cls.defaults or None).items() if name in allowed

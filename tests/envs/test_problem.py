@@ -140,7 +140,7 @@ def test_its_own_fields_are_arguments_and_settings() -> None:
     [
         ({"pools": 0}, f"{POOLS}: num_choices=0: must be at least 1"),
         ({"pools": "x"}, "pools='x': expected a whole number"),
-        ({"pool": 2}, f"pool: unknown argument of {POOLS}; did you mean pools"),
+        ({"pool": 2}, f"{POOLS}: unexpected keyword argument 'pool'; did you mean pools"),
         ({"features": ["kv_usage"]}, "features: 'kv_usage' is unknown"),
         ({"features": 3}, "features=3: must be a list of names"),
         ({"features": "pool_instances"}, "features='pool_instances': must be a list of names"),
@@ -153,7 +153,7 @@ def test_what_is_impossible_is_named(arguments: dict[str, Any], message: str) ->
 
 
 def test_an_unknown_keyword_is_a_type_error_as_trainers_that_try_theirs_expect() -> None:
-    with pytest.raises(TypeError, match=f"frameskip: unknown argument of {POOLS}"):
+    with pytest.raises(TypeError, match=f"{POOLS}: unexpected keyword argument 'frameskip'"):
         gym.make(POOLS, frameskip=1)
 
 
