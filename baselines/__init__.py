@@ -1,9 +1,9 @@
-"""Heuristic routing policies, named after their source.
+"""Heuristics: policies that are not learned.
 
 Importing this package registers all of them; `make_heuristic` builds one by name.
 """
 
-from fleetgym.baselines import load, oracle, simple, speed_aware
+from fleetgym.baselines import anywhere, routing
 from fleetgym.baselines.base import REGISTRY, Heuristic, ScorePolicy, make_heuristic, register
 from fleetgym.envs.policy import Policy
 
@@ -12,10 +12,8 @@ __all__ = [
     "Heuristic",
     "Policy",
     "ScorePolicy",
-    "load",
+    "anywhere",
     "make_heuristic",
-    "oracle",
     "register",
-    "simple",
-    "speed_aware",
+    "routing",
 ]

@@ -1,4 +1,4 @@
-"""Policies that look at nothing or at a sample: random, round robin, power of two choices."""
+"""Heuristics that look at nothing, for any environment: random, round robin."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.baselines.base import Heuristic, best, register
+from fleetgym.baselines.base import Heuristic, register
 
 
 @register("random")
@@ -36,15 +36,3 @@ class RoundRobin(Heuristic):
         action = order[np.arange(len(order)), first]
         self._turn = (action + 1) % n
         return action
-
-
-@register("power_of_two")
-class PowerOfTwo(Heuristic):
-    """Two random instances, the one with fewer in-flight requests (Mitzenmacher; SGLang and Envoy routers)."""
-
-    def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose the less loaded of two random allowed instances."""
-        noise = np.where(mask, self.noise(), -1.0)
-        second_highest = np.partition(noise, -2, axis=1)[:, -2:-1] if mask.shape[1] > 1 else noise
-        sample = (noise >= second_highest) & mask
-        return best(-self.columns.bind(observation)["in_flight_requests"], sample, noise)
