@@ -47,25 +47,12 @@ from fleetgym.agents.bundle_verify import verify
 from fleetgym.agents.checkpoint import problem_of_card, read_card
 from fleetgym.agents.evaluate_numpy import evaluate
 from fleetgym.envs.atomic import making_folder
-from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
+from fleetgym.envs.problem import Problem
 from fleetgym.envs.signals import find_signal
 
-FALLBACK = "least_inflight"
 _VECTORS_PER_SIZE = 64
-# Score = sum of weight x feature, for the heuristics of `fleetgym.baselines` that have this form.
-LINEAR_SCORES: Mapping[str, Mapping[str, float]] = {
-    "least_inflight": {"in_flight_requests": -1.0},
-    "least_kv": {"kv_usage": -1.0},
-    "least_pending_tokens": {"awaiting_first_token_prompt_tokens": -1.0},
-    "vllm_dp": {"waiting_requests": -4.0, "running_requests": -1.0},
-    "dynamo_cost": {
-        "awaiting_first_token_prompt_tokens": -1 / 16,
-        "in_flight_prompt_tokens": -1 / 16,
-        "streamed_tokens": -1 / 16,
-        "prompt_tokens": -2 / 16,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -76,6 +63,8 @@ class Source:
     ----------
     name : str
     kind : {"scorer_mlp", "linear_score"}
+    fallback : str
+        The heuristic to fall back to.
     features : tuple of FeatureSpec
     weights : dict of str to ndarray
         Without the feature table's tensors.
@@ -97,6 +86,7 @@ class Source:
 
     name: str
     kind: str
+    fallback: str
     features: tuple[FeatureSpec, ...]
     weights: dict[str, Array]
     hidden: int = 1
@@ -130,10 +120,12 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
         Fixed number of instances, privileged feature, another schema version, no checkpoint.
     """
     path = Path(checkpoint)
+    where = f"checkpoint={str(path)!r}"
     if not path.is_file():
-        raise UserError(f"checkpoint={str(path)!r}: no such file")
+        raise UserError(f"{where}: no such file")
     card = read_card(path)
-    features = _exportable(card, f"checkpoint={str(path)!r}")
+    problem = problem_of_card(card, where)
+    features = _exportable(card, problem, where)
     today = card["golden_hash"] if fingerprint is None else fingerprint(card["env_id"])
     if today != card["golden_hash"]:
         warnings.warn(
@@ -149,6 +141,7 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     return Source(
         name=str(card.get("name", path.stem)),
         kind="scorer_mlp",
+        fallback=problem.fallback,
         features=features,
         weights=weights,
         hidden=len(weights["row.bias"]),
@@ -175,23 +168,27 @@ def policy_graph(policy: torch.nn.Module, features: Sequence[str]) -> bytes:
     return onnx_bytes("scorer_mlp", activation, feature_tensors(specs) | weights)
 
 
-def _exportable(card: Mapping[str, Any], where: str) -> tuple[FeatureSpec, ...]:
+def _exportable(card: Mapping[str, Any], problem: type[Problem], where: str) -> tuple[FeatureSpec, ...]:
     if card["network"] != "scorer":
         raise UserError(
             f"{where}: network={card['network']!r} is made for exactly {card.get('num_instances', 'N')} instances;"
             " a bundle serves any number: train agent=ppo_scorer"
         )
     names = tuple(card["features"])
-    unknown = not set(names) <= set(problem_of_card(card, where).offers)
+    unknown = not set(names) <= set(problem.offers)
     if card["schema_version"] != SCHEMA_VERSION or unknown or card["schema_digest"] != schema_digest(names):
         raise UserError(
             f"{where}: trained on another observation schema (version {card['schema_version']}, digest"
             f" {card['schema_digest']}) than this one (version {SCHEMA_VERSION})"
         )
+    return tuple(spec.limited() for spec in _public_specs(names, where))
+
+
+def _public_specs(names: Sequence[str], where: str) -> tuple[FeatureSpec, ...]:
     for name in names:
         if find_signal(name).tag == "privileged":
             raise UserError(f"{where}: uses feature {name!r}, which is privileged: no router can know it")
-    return tuple(FeatureSpec.of(find_signal(name)).limited() for name in names)
+    return tuple(FeatureSpec.of(find_signal(name)) for name in names)
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -219,20 +216,35 @@ def _weights(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, Array]:
     return weights
 
 
-def from_heuristic(policy: str, config: Mapping[str, Any] | None = None) -> Source:
-    """Describe a heuristic of `LINEAR_SCORES` over the features that it reads.
+def from_heuristic(
+    name: str, weights: Mapping[str, float], problem: type[Problem], config: Mapping[str, Any] | None = None
+) -> Source:
+    """Describe a heuristic whose score is a weighted sum of columns.
+
+    Parameters
+    ----------
+    name : str
+    weights : mapping of str to float
+        By column.
+    problem : type
+        What it decides.
+    config : mapping, optional
+        Of the export.
 
     Raises
     ------
     UserError
-        It has no such form.
+        It reads a privileged column.
     """
-    if policy not in LINEAR_SCORES:
-        raise UserError(f"policy={policy!r}: has no linear score to export{did_you_mean(policy, LINEAR_SCORES)}")
-    form = LINEAR_SCORES[policy]
-    weights = {"score.weight": np.array([list(form.values())], np.float32)}
-    features = tuple(FeatureSpec.of(find_signal(name)) for name in form)
-    return Source(policy, "linear_score", features, weights, config=config or {})
+    return Source(
+        name,
+        "linear_score",
+        problem.fallback,
+        _public_specs(tuple(weights), f"policy={name!r}"),
+        {"score.weight": np.array([list(weights.values())], np.float32)},
+        environment={"id": problem.env_id, "golden_hash": ""},
+        config=config or {},
+    )
 
 
 def check_target(folder: str | Path) -> Path:
@@ -322,7 +334,7 @@ def _manifest(source: Source, weights_digest: str, score_unit: float) -> dict[st
         },
         "trained": {name: list(source.trained.get(name, [])) for name in ("n_instances", "load", "staleness_s")},
         "tested": {"n_instances": [min(PARITY_SIZES), max(PARITY_SIZES)]},
-        "fallback": FALLBACK,
+        "fallback": source.fallback,
         "environment": dict(source.environment),
         "versions": dict(source.versions),
         "git_revision": source.git_revision,

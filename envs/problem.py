@@ -78,6 +78,8 @@ class Problem:
         Preset of ``conf/env`` with its defaults; empty: the one that the command line chooses where nothing is said.
     yardstick : str
         A heuristic that looks at nothing: no failure may cost less than the slowest answer that it gives.
+    fallback : str
+        The heuristic that a live decider falls back to; it comes with every exported policy. Default: the yardstick.
     """
 
     env_id: ClassVar[str] = ""
@@ -85,6 +87,7 @@ class Problem:
     offers: ClassVar[tuple[str, ...]] = SIGNAL_NAMES
     defaults: ClassVar[str] = ""
     yardstick: ClassVar[str] = "random"
+    fallback: ClassVar[str] = "random"
 
     cluster: ClusterSpec
     workload: Workload
@@ -97,10 +100,21 @@ class Problem:
     failure_s: float
     engine: str
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Fall back to the yardstick where the class says nothing else."""
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        cls.fallback = own.get("fallback", own.get("yardstick", cls.fallback))
+
     @property
     def num_choices(self) -> int:
         """C, rows of the observation."""
         raise NotImplementedError
+
+    @property
+    def num_choices_range(self) -> tuple[int, int]:
+        """Least and most choices that exist in an episode; the rows of the others are masked."""
+        return self.num_choices, self.num_choices
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -283,15 +297,16 @@ class Batch:
         return self.engine.done
 
     def places(self, features: Sequence[str]) -> Any:
-        """Return where columns are in ``obs``: a slice if they are neighbours, which copies nothing, else a list.
+        """Return where columns are in ``obs``: a slice if they are neighbours (or none), which copies nothing, else a list.
 
         Parameters
         ----------
         features : sequence of str
         """
         index = [self.columns.index(name) for name in features]
-        contiguous = index == list(range(index[0], index[0] + len(index)))
-        return slice(index[0], index[-1] + 1) if contiguous else index
+        first = index[0] if index else 0
+        end = first + len(index)
+        return slice(first, end) if index == list(range(first, end)) else index
 
     def observations(self) -> NDArray[np.float32]:
         """Return the observations at the pending decisions, shape (B, C, F), a copy."""

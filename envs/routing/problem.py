@@ -91,8 +91,14 @@ class Routing(Problem):
     choice: ClassVar[str] = "instance"
     defaults: ClassVar[str] = "routing"
     yardstick: ClassVar[str] = "round_robin"
+    fallback: ClassVar[str] = "least_inflight"
 
     @property
     def num_choices(self) -> int:
         """N, the number of instances."""
         return self.cluster.num_instances
+
+    @property
+    def num_choices_range(self) -> tuple[int, int]:
+        """Fewest and most instances of an episode."""
+        return self.available or super().num_choices_range

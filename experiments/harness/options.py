@@ -137,14 +137,16 @@ class LeaderboardOptions(Named):
     command = "leaderboard"
     scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
     seeds: tuple[int, ...] | None
-    policies: tuple[str | Group, ...]
+    policies: tuple[str | Group, ...] | None
     checkpoint: tuple[str, ...] | None
     bundle: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.policies:
-            raise UserError("policies=[]: must name at least one policy")
+        if self.policies == ():
+            raise UserError(
+                "policies=[]: must name at least one policy, or be null for all heuristics of the environment"
+            )
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise UserError(f"seeds={list(self.seeds)}: must be a list of distinct whole numbers, or null for all")
         for seed in self.seeds or ():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -19,13 +20,16 @@ from fleetgym.agents.bundle_policy import BundlePolicy
 from fleetgym.agents.bundle_verify import verify
 from fleetgym.agents.checkpoint import card_path, read_card, write_card
 from fleetgym.agents.evaluate_numpy import evaluate
-from fleetgym.agents.export import LINEAR_SCORES, from_checkpoint, from_heuristic, write_bundle
-from fleetgym.baselines import make_heuristic
+from fleetgym.agents.export import Source, from_checkpoint, from_heuristic, write_bundle
+from fleetgym.baselines import LinearScore, make_heuristic, register, registered
+from fleetgym.baselines import registry as heuristics
 from fleetgym.baselines.base import Columns
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import SCHEMA_VERSION, public
+from fleetgym.envs.routing import ENV_ID
+from fleetgym.envs.routing.problem import Routing
 from fleetgym.envs.signals import SIGNAL_NAMES
-from fleetgym.experiments.export import evaluation_rows
+from fleetgym.experiments.export import evaluation_rows, heuristic_source
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundles") / "scorer", from_checkpoint(trained))
+
+
+def exported(name: str, **parameters: Any) -> Source:
+    return heuristic_source({"name": name, **parameters}, {})
 
 
 def test_bundle_holds_exactly_the_documented_files(bundle: Path) -> None:
@@ -137,15 +145,15 @@ for name in ("torch", "gymnasium", "stable_baselines3", "hydra", "onnx", "safete
     assert (done.returncode, done.stdout) == (0, "[1]\n"), done.stderr
 
 
-@pytest.mark.parametrize("name", LINEAR_SCORES)
+@pytest.mark.parametrize("name", [name for name, cls in registered(ENV_ID).items() if issubclass(cls, LinearScore)])
 def test_exported_heuristic_scores_as_the_baseline_does(name: str, tmp_path: Path) -> None:
-    policy = load(write_bundle(tmp_path / name, from_heuristic(name)))
+    policy = load(write_bundle(tmp_path / name, exported(name)))
     rng = np.random.default_rng(0)
     observation = np.floor(rng.random((50, 6, len(policy.features))) * 1000).astype(np.float32)
     if name == "least_kv":
         observation /= 1000
     mask = np.ones((50, 6), np.bool_)
-    expected = make_heuristic(name).score(Columns(policy.features).bind(observation))  # type: ignore[attr-defined]
+    expected = make_heuristic(name, ENV_ID).score(Columns(policy.features).bind(observation))  # type: ignore[attr-defined]
     own = policy.scores(observation, mask) * policy.manifest["action"]["score_unit"]
     np.testing.assert_allclose(own, expected, rtol=1e-6)
     np.testing.assert_array_equal(policy.act(observation, mask), expected.argmax(axis=1))
@@ -153,11 +161,40 @@ def test_exported_heuristic_scores_as_the_baseline_does(name: str, tmp_path: Pat
 
 def test_heuristic_without_a_linear_score_is_refused() -> None:
     with pytest.raises(UserError, match=r"policy='round_robin': has no linear score .*least_inflight"):
-        from_heuristic("round_robin")
+        exported("round_robin")
+    with pytest.raises(UserError, match=r"policy='least_inflight': queue: unknown; it takes none"):
+        exported("least_inflight", queue=1.0)
+    with pytest.raises(UserError, match=r"policy='least_inflght': unknown; did you mean least_inflight"):
+        exported("least_inflght")
+
+
+class Lightest(LinearScore):
+    """A router of one's own."""
+
+    weights: ClassVar[dict[str, float]] = {"prompt_tokens": 0.5, "kv_usage": -3.0}
+
+
+def test_a_heuristic_of_ones_own_is_exported_once_it_is_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="register it with the env_id that it decides in"):
+        exported(f"{__name__}:Lightest")
+    monkeypatch.setattr(heuristics, "_heuristics", dict(heuristics._heuristics))
+    register("lightest", ENV_ID)(Lightest)
+    policy = load(write_bundle(tmp_path / "b", exported("lightest")))
+    assert policy.features == ("prompt_tokens", "kv_usage")
+    assert policy.manifest["environment"]["id"] == ENV_ID
+    own = policy.weights["score.weight"] * np.float32(policy.manifest["action"]["score_unit"])
+    assert own.tolist() == [[0.5, -3.0]]
+
+
+def test_a_weighted_sum_of_what_no_router_knows_is_refused() -> None:
+    with pytest.raises(UserError, match=r"policy='seer': uses feature 'remaining_tokens', which is privileged"):
+        from_heuristic("seer", {"remaining_tokens": -1.0}, Routing)
 
 
 def test_ties_can_be_broken_at_random_from_the_seed(tmp_path: Path) -> None:
-    path = write_bundle(tmp_path / "b", from_heuristic("least_inflight"))
+    path = write_bundle(tmp_path / "b", exported("least_inflight"))
     observation = np.array([[[5.0], [2.0], [2.0], [2.0]]], np.float32)
     mask = np.array([[True, True, False, True]])
     assert load(path).act(observation, mask).tolist() == [1]
@@ -232,7 +269,7 @@ def test_same_checkpoint_gives_the_same_bytes(trained: Path, bundle: Path, tmp_p
 
 def test_existing_folder_is_left_alone(bundle: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
-        write_bundle(bundle, from_heuristic("least_kv"))
+        write_bundle(bundle, exported("least_kv"))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +360,7 @@ def test_model_card_takes_the_rows_of_a_leaderboard(bundle: Path, tmp_path: Path
     entry = {"place": 1, "policy": "ppo", "kind": "learned", "main": {"estimate": 4.5, "low": 4.1, "high": 4.8}}
     about = {"name": "routing/azure", "windows": "7 disjoint recorded windows"}
     board.write_text(json.dumps({"rank_by": "e2e_charged_s.mean", "scenario": about, "entries": [entry]}))
-    source = dataclasses.replace(from_heuristic("least_kv"), evaluation=evaluation_rows(board))
+    source = dataclasses.replace(exported("least_kv"), evaluation=evaluation_rows(board))
     readme = (write_bundle(tmp_path / "b", source) / "README.md").read_text()
     assert "| routing/azure | 1 | ppo | learned | 4.5 | 4.1 | 4.8 | 7 disjoint recorded windows |" in readme
     board.write_text("[1]")

@@ -1,77 +1,33 @@
-"""Every heuristic keeps the policy protocol; each one's formula is checked on a small fleet by hand."""
+"""Each heuristic of routing: its formula on a small fleet by hand, and the columns that it says it reads."""
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from heuristic_cases import decide, observation_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetgym.baselines import REGISTRY, ScorePolicy, make_heuristic, register
+from fleetgym.baselines import LinearScore, ScorePolicy, make_heuristic, registered
 from fleetgym.baselines.base import Columns
-from fleetgym.envs.errors import UserError
-from fleetgym.envs.signals import find_signal
+from fleetgym.envs.problem import Problem
+from fleetgym.envs.routing import ENV_ID
+from fleetgym.envs.routing.problem import Routing
+from fleetgym.envs.signals import SIGNAL_NAMES, find_signal
 
-
-def fleet(policy_name: str, **columns: list[float]) -> np.ndarray:
-    """One observation [1, N, F] with the given columns, idle otherwise."""
-    features = REGISTRY[policy_name].features
-    n = len(next(iter(columns.values())))
-    defaults = {"kv_capacity_tokens": 1e5, "prefill_tokens_per_s": 1e4, "decode_tokens_per_s": 1e3}
-    observation = np.zeros((1, n, len(features)), np.float32)
-    for name, value in {**defaults, **columns}.items():
-        observation[0, :, features.index(name)] = value
-    return observation
+IDLE = {"kv_capacity_tokens": 1e5, "prefill_tokens_per_s": 1e4, "decode_tokens_per_s": 1e3}
+OWN = [name for name, cls in registered(ENV_ID).items() if cls.env_ids]
 
 
 def choice(name: str, mask: list[bool] | None = None, **columns: list[float]) -> int:
-    policy = make_heuristic(name)
-    observation = fleet(name, **columns)
-    policy.reset([0], observation.shape[1])
-    allowed = np.ones(observation.shape[:2], bool) if mask is None else np.array([mask])
-    return int(policy.act(observation, allowed)[0])
-
-
-@pytest.mark.parametrize("name", sorted(REGISTRY))
-@given(seed=st.integers(0, 2**32), batch=st.integers(1, 5), n=st.integers(1, 9))
-def test_actions_are_allowed_and_independent_of_the_batch(name: str, seed: int, batch: int, n: int) -> None:
-    rng = np.random.default_rng(seed)
-    policy, alone = make_heuristic(name), make_heuristic(name)
-    high = np.array([min(find_signal(f).high, 1e4) for f in policy.features])
-    policy.reset(range(batch), n)
-    alone.reset([0], n)
-    for _ in range(3):
-        observation = (rng.integers(0, 3, (batch, n, 1)) * rng.random(len(high)) * high).astype(np.float32)
-        mask = rng.random((batch, n)) < 0.6
-        mask[np.arange(batch), rng.integers(0, n, batch)] = True
-        action = policy.act(observation, mask)
-        assert action.shape == (batch,)
-        assert action.dtype == np.int64
-        assert mask[np.arange(batch), action].all()
-        assert alone.act(observation[:1], mask[:1])[0] == action[0]
-
-
-@pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"round_robin"}))
-def test_ties_are_broken_at_random(name: str) -> None:
-    policy = make_heuristic(name)
-    observation = np.repeat(fleet(name, kv_usage=[0.0] * 4), 64, axis=0)
-    policy.reset(range(64), 4)
-    seen = Counter(int(a) for _ in range(4) for a in policy.act(observation, np.ones((64, 4), bool)))
-    assert len(seen) == 4
-    assert max(seen.values()) < 110
-
-
-def test_round_robin_takes_turns_and_skips_absent_instances() -> None:
-    policy = make_heuristic("round_robin")
-    policy.reset([0], 4)
-    observation = fleet("round_robin", kv_usage=[0.0] * 4)
-    mask = np.array([[True, False, True, True]])
-    assert [int(policy.act(observation, mask)[0]) for _ in range(5)] == [0, 2, 3, 0, 2]
+    return decide(make_heuristic(name, ENV_ID), mask, **{**IDLE, **columns})
 
 
 def test_power_of_two_never_takes_the_most_loaded() -> None:
-    observation = fleet("power_of_two", in_flight_requests=[1, 5, 9])
-    policy = make_heuristic("power_of_two")
+    observation = observation_of(("in_flight_requests",), in_flight_requests=[1, 5, 9])
+    policy = make_heuristic("power_of_two", ENV_ID)
     policy.reset([0], 3)
     seen = Counter(int(policy.act(observation, np.ones((1, 3), bool))[0]) for _ in range(300))
     assert seen[2] == 0
@@ -115,34 +71,83 @@ def test_a_mask_overrules_the_score() -> None:
     assert choice("least_inflight", mask=[True, False, True], in_flight_requests=[3, 1, 2]) == 2
 
 
-def test_unknown_policy_lists_near_matches() -> None:
-    with pytest.raises(UserError, match=r"least_inflght.*did you mean least_inflight"):
-        make_heuristic("least_inflght")
+class Recorder(Columns):
+    """Columns that remember which were read."""
+
+    def __init__(self, features: tuple[str, ...]) -> None:
+        super().__init__(features)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.read.add(name)
+        return super().__getitem__(name)
 
 
-def test_unknown_parameter_is_named() -> None:
-    with pytest.raises(UserError, match="queu"):
-        make_heuristic("llmd_queue_kv", queu=2.0)
+@pytest.mark.parametrize("name", OWN)
+def test_it_reads_the_columns_that_it_names_and_no_other(name: str) -> None:
+    policy = make_heuristic(name, ENV_ID)
+    policy.columns = recorder = Recorder(SIGNAL_NAMES)
+    policy.reset([0], 2)
+    policy.act(np.ones((1, 2, len(SIGNAL_NAMES)), np.float32), np.ones((1, 2), bool))
+    assert recorder.read == set(policy.features)
 
 
-def test_own_policy_by_module_and_class(tmp_path, monkeypatch) -> None:
-    (tmp_path / "my_router.py").write_text(
-        "from fleetgym.baselines import ScorePolicy\n"
-        "class LeastPrompt(ScorePolicy):\n"
-        "    def score(self, s):\n"
-        "        return -s['in_flight_prompt_tokens']\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    policy = make_heuristic("my_router:LeastPrompt")
-    assert policy.name == "LeastPrompt"
-    with pytest.raises(UserError, match="Nothing"):
-        make_heuristic("my_router:Nothing")
+FORMULAS: dict[str, Callable[[Columns], Any]] = {
+    "least_inflight": lambda s: -s["in_flight_requests"],
+    "least_kv": lambda s: -s["kv_usage"],
+    "least_pending_tokens": lambda s: -s["awaiting_first_token_prompt_tokens"],
+    "vllm_dp": lambda s: -(4.0 * s["waiting_requests"] + s["running_requests"]),
+    "dynamo_cost": lambda s: (
+        -(
+            (s["awaiting_first_token_prompt_tokens"] + s["prompt_tokens"])
+            + (s["in_flight_prompt_tokens"] + s["streamed_tokens"] + s["prompt_tokens"])
+        )
+        / 16.0
+    ),
+}
 
 
-def test_a_name_cannot_be_registered_twice() -> None:
-    class Other(ScorePolicy):
-        def score(self, s: Columns) -> np.ndarray:
-            return s["kv_usage"]
+def test_every_weighted_sum_has_its_formula_here() -> None:
+    assert set(FORMULAS) == {name for name in OWN if issubclass(registered()[name], LinearScore)}
 
-    with pytest.raises(ValueError, match="twice"):
-        register("least_kv")(Other)
+
+@pytest.mark.parametrize("name", FORMULAS)
+@given(seed=st.integers(0, 2**32), most=st.sampled_from([3, 100, 1 << 20]))
+def test_a_weighted_sum_is_its_formula_bit_for_bit_so_that_ties_stay_ties(name: str, seed: int, most: int) -> None:
+    policy = make_heuristic(name, ENV_ID)
+    assert isinstance(policy, ScorePolicy)
+    observation = np.random.default_rng(seed).integers(0, most, (9, 8, len(policy.features))).astype(np.float32)
+    if name == "least_kv":
+        observation /= np.float32(most)
+    columns = Columns(policy.features).bind(observation)
+    np.testing.assert_array_equal(policy.score(columns), FORMULAS[name](columns), strict=True)
+
+
+def test_ties_are_broken_as_if_all_columns_were_there() -> None:
+    """Random numbers are drawn per choice, whatever a heuristic reads."""
+    narrow, wide = make_heuristic("vllm_dp", ENV_ID), make_heuristic("vllm_dp", ENV_ID)
+    wide.features = SIGNAL_NAMES
+    rng = np.random.default_rng(0)
+    observation = rng.integers(0, 3, (20, 6, len(SIGNAL_NAMES))).astype(np.float32)
+    places = [SIGNAL_NAMES.index(name) for name in narrow.features]
+    for policy in (narrow, wide):
+        policy.reset(range(20), 6)
+    mask = np.ones((20, 6), bool)
+    for _ in range(5):
+        np.testing.assert_array_equal(narrow.act(observation[:, :, places], mask), wide.act(observation, mask))
+
+
+def test_no_privileged_column_reaches_a_heuristic_that_is_no_oracle() -> None:
+    for name in OWN:
+        policy = make_heuristic(name, ENV_ID)
+        assert policy.kind == "oracle" or all(find_signal(f).tag != "privileged" for f in policy.features), name
+
+
+def test_routing_falls_back_to_one_of_its_own_and_others_to_their_yardstick() -> None:
+    class Other(Problem):
+        yardstick = "round_robin"
+
+    assert Routing.fallback in OWN
+    assert Routing.yardstick in registered(ENV_ID)
+    assert Other.fallback == "round_robin"
+    assert Problem.fallback == Problem.yardstick == "random"
