@@ -23,6 +23,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from fleetgym.agents import model_card
 from fleetgym.agents.bundle_format import (
+    ACTION,
     BUNDLE_VERSION,
     CARD,
     CONFIG,
@@ -33,6 +34,7 @@ from fleetgym.agents.bundle_format import (
     OPSET,
     PARITY,
     PARITY_SIZES,
+    UNKNOWN_VALUE,
     WEIGHTS,
     Array,
     FeatureSpec,
@@ -63,17 +65,17 @@ class Source:
     ----------
     name : str
     kind : {"scorer_mlp", "linear_score"}
-    fallback : str
-        The heuristic to fall back to.
+    problem : type
+        What it decides.
     features : tuple of FeatureSpec
     weights : dict of str to ndarray
         Without the feature table's tensors.
     hidden : int
     activation : {"relu", "tanh"}
     trained : dict
-        ``n_instances``, ``load``, ``staleness_s``: [low, high] each, empty where it does not apply.
-    environment : dict
-        ``id`` and ``golden_hash``.
+        ``num_choices``, ``load``, ``staleness_s``: [low, high] each, empty where it does not apply.
+    fingerprint : str
+        Of the problem when it was trained.
     training : dict
         Algorithm, seed and number of steps.
     config : mapping
@@ -86,13 +88,13 @@ class Source:
 
     name: str
     kind: str
-    fallback: str
+    problem: type[Problem]
     features: tuple[FeatureSpec, ...]
     weights: dict[str, Array]
     hidden: int = 1
     activation: str = "relu"
     trained: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=lambda: {"id": "", "golden_hash": ""})
+    fingerprint: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
@@ -117,7 +119,7 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     Raises
     ------
     UserError
-        Fixed number of instances, privileged feature, another schema version, no checkpoint.
+        Fixed number of choices, privileged feature, another schema version, no checkpoint.
     """
     path = Path(checkpoint)
     where = f"checkpoint={str(path)!r}"
@@ -126,10 +128,10 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     card = read_card(path)
     problem = problem_of_card(card, where)
     features = _exportable(card, problem, where)
-    today = card["golden_hash"] if fingerprint is None else fingerprint(card["env_id"])
-    if today != card["golden_hash"]:
+    today = card["fingerprint"] if fingerprint is None else fingerprint(card["env_id"])
+    if today != card["fingerprint"]:
         warnings.warn(
-            f"{path}: trained when {card['env_id']} behaved otherwise (fingerprint {card['golden_hash'] or 'unknown'},"
+            f"{path}: trained when {card['env_id']} behaved otherwise (fingerprint {card['fingerprint'] or 'unknown'},"
             f" today {today}): evaluate it again before use",
             RuntimeWarning,
             stacklevel=2,
@@ -141,17 +143,17 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     return Source(
         name=str(card.get("name", path.stem)),
         kind="scorer_mlp",
-        fallback=problem.fallback,
+        problem=problem,
         features=features,
         weights=weights,
         hidden=len(weights["row.bias"]),
         activation="tanh" if bool(state["mlp_extractor.uses_tanh"]) else "relu",
         trained={
-            "n_instances": ranges.get("num_instances") or [],
+            "num_choices": ranges.get("num_choices") or [],
             "load": ranges.get("load") or [],
             "staleness_s": ranges.get("staleness_s") or [],
         },
-        environment={"id": card["env_id"], "golden_hash": card["golden_hash"]},
+        fingerprint=card["fingerprint"],
         training={key: card[key] for key in ("algorithm", "seed", "num_timesteps") if key in card},
         config=card.get("config") or {},
         versions=card.get("versions") or {},
@@ -171,7 +173,7 @@ def policy_graph(policy: torch.nn.Module, features: Sequence[str]) -> bytes:
 def _exportable(card: Mapping[str, Any], problem: type[Problem], where: str) -> tuple[FeatureSpec, ...]:
     if card["network"] != "scorer":
         raise UserError(
-            f"{where}: network={card['network']!r} is made for exactly {card.get('num_instances', 'N')} instances;"
+            f"{where}: network={card['network']!r} is made for exactly {card.get('num_choices', 'N')} choices;"
             " a bundle serves any number: train agent=ppo_scorer"
         )
     names = tuple(card["features"])
@@ -239,10 +241,9 @@ def from_heuristic(
     return Source(
         name,
         "linear_score",
-        problem.fallback,
+        problem,
         _public_specs(tuple(weights), f"policy={name!r}"),
         {"score.weight": np.array([list(weights.values())], np.float32)},
-        environment={"id": problem.env_id, "golden_hash": ""},
         config=config or {},
     )
 
@@ -321,21 +322,14 @@ def _manifest(source: Source, weights_digest: str, score_unit: float) -> dict[st
         "architecture": {"hidden": source.hidden, "activation": source.activation},
         "observation": {
             "schema_version": SCHEMA_VERSION,
-            "unknown_value": "NaN",
+            "unknown_value": UNKNOWN_VALUE,
             "features": [json.loads(json.dumps(asdict(feature))) for feature in source.features],
         },
-        "action": {
-            "kind": "instance_index",
-            "decode": "argmax",
-            "tie_break": "lowest_index",
-            "masked_score": MASKED_SCORE,
-            "score_unit": score_unit,
-            "none_available": "refused",
-        },
-        "trained": {name: list(source.trained.get(name, [])) for name in ("n_instances", "load", "staleness_s")},
-        "tested": {"n_instances": [min(PARITY_SIZES), max(PARITY_SIZES)]},
-        "fallback": source.fallback,
-        "environment": dict(source.environment),
+        "action": {**ACTION, "choice": source.problem.choice, "score_unit": score_unit},
+        "trained": {name: list(source.trained.get(name, [])) for name in ("num_choices", "load", "staleness_s")},
+        "tested": {"num_choices": [min(PARITY_SIZES), max(PARITY_SIZES)]},
+        "fallback": source.problem.fallback,
+        "environment": {"id": source.problem.env_id, "fingerprint": source.fingerprint},
         "versions": dict(source.versions),
         "git_revision": source.git_revision,
         "training": dict(source.training),

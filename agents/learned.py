@@ -24,6 +24,7 @@ from fleetgym.agents.factory import ALGORITHMS
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import schema_digest
 from fleetgym.envs.problem import Problem
+from fleetgym.envs.registry import bare_id
 
 
 class LearnedPolicy:
@@ -51,18 +52,18 @@ class LearnedPolicy:
         self._policy.set_training_mode(False)
         shape = model.observation_space.shape
         assert shape is not None
-        self.num_instances: int | None = shape[0]
+        self.num_choices: int | None = shape[0]
         self._graph: Any = None
-        if getattr(self._policy, "any_num_instances", False):
-            self.num_instances = None
+        if getattr(self._policy, "any_num_choices", False):
+            self.num_choices = None
             self._graph = open_session(policy_graph(self._policy, features))
 
     def reset(self, seeds: Sequence[int], num_choices: int) -> None:
-        """Check that the model fits a fleet of ``num_instances``; it keeps no state."""
-        if self.num_instances not in (None, num_choices):
+        """Check that the model fits ``num_choices``; it keeps no state."""
+        if self.num_choices not in (None, num_choices):
             raise UserError(
-                f"checkpoint: {self.name} was trained for exactly {self.num_instances} instances, the cluster has "
-                f"{num_choices}; agent=ppo_scorer handles any number"
+                f"checkpoint: {self.name} was trained for exactly {self.num_choices} choices, here are {num_choices}; "
+                "agent=ppo_scorer handles any number"
             )
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -98,7 +99,7 @@ def load_checkpoint(path: str | Path, name: str | None = None, *, problem: Probl
     if not zipfile.is_zipfile(file):
         raise UserError(f"checkpoint={str(path)!r}: not a checkpoint that training wrote (no zip archive)")
     card = read_card(file)
-    if problem is not None and card["env_id"] != problem.env_id:
+    if problem is not None and bare_id(card["env_id"]) != problem.env_id:
         raise UserError(f"checkpoint={str(path)!r}: trained for {card['env_id']!r}, not for {problem.env_id!r}")
     features = tuple(card["features"])
     offered = problem_of_card(card, f"checkpoint={str(path)!r}").offers

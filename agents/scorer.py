@@ -158,7 +158,7 @@ class _ScorerMixin:
         when both are clipped together.
     """
 
-    any_num_instances = True
+    any_num_choices = True
     mlp_extractor: RowScorer
 
     def __init__(

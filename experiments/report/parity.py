@@ -8,7 +8,7 @@ from typing import Any
 
 def print_parity(report: Mapping[str, Any]) -> None:
     """Print what `fleetgym.agents.bundle_verify.verify` found."""
-    print(f"{report['policy_id']}: {report['vectors']} vectors, {report['instances']} instances")
+    print(f"{report['policy_id']}: {report['vectors']} vectors, {report['num_choices']} choices")
     for name in ("onnxruntime", "numpy"):
         part = report[name]
         print(

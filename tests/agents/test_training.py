@@ -48,7 +48,7 @@ def card(spec: AgentSpec, config: Problem) -> dict[str, object]:
         "features": list(config.features),
         "schema_version": SCHEMA_VERSION,
         "schema_digest": schema_digest(config.features),
-        "golden_hash": "",
+        "fingerprint": "",
         "trained_ranges": {},
     }
 
@@ -164,7 +164,7 @@ def test_a_scorer_serves_any_number_of_instances_and_an_mlp_does_not(tmp_path: P
     learn(tmp_path / "scorer")
     learn(tmp_path / "mlp", "ppo")
     load_checkpoint(tmp_path / "scorer" / "best_model.zip").reset([0], 3)
-    with pytest.raises(UserError, match=r"exactly 8 instances, the cluster has 3.*ppo_scorer"):
+    with pytest.raises(UserError, match=r"exactly 8 choices, here are 3.*ppo_scorer"):
         load_checkpoint(tmp_path / "mlp" / "best_model.zip").reset([0], 3)
 
 
