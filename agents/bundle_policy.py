@@ -74,7 +74,7 @@ def _check_problem(where: str, bundle: Bundle, problem: Problem) -> None:
     if env_id not in ("", problem.env_id):
         raise UserError(f"{where}: exported from {env_id!r}, not from {problem.env_id!r}")
     if choice != problem.choice:
-        raise UserError(f"{where}: chooses one {choice} of several, in {problem.env_id} a choice is a {problem.choice}")
+        raise UserError(f"{where}: its choices are {choice}s, those of {problem.env_id} {problem.choice}s")
     for name in bundle.features:
         if name not in problem.offers:
             raise UserError(f"{where}: needs feature {name!r}, which {problem.env_id} does not offer")

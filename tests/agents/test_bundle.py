@@ -353,7 +353,7 @@ def test_a_bundle_of_another_environment_is_refused(copy: Path) -> None:
     reseal(copy, environment={"id": f"some_module:{ENV_ID}", "fingerprint": ""})
     BundlePolicy(copy, problem)
     reseal(copy, environment={"id": "", "fingerprint": ""}, action=manifest_of(copy)["action"] | {"choice": "pool"})
-    with pytest.raises(UserError, match=rf"chooses one pool of several, in {ENV_ID} a choice is a instance"):
+    with pytest.raises(UserError, match=rf"its choices are pools, those of {ENV_ID} instances"):
         BundlePolicy(copy, problem)
 
 

@@ -38,24 +38,6 @@ def composed(command: str) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-@pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command that must end with one line and code 2, and leave nothing behind; return the line."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as caught:
-            cli.main(list(arguments))
-        line = capsys.readouterr().err
-        assert caught.value.code == 2, line
-        assert line.startswith("error: ")
-        assert line.count("\n") == 1
-        assert not list(tmp_path.iterdir()), "something was written"
-        return line.removeprefix("error: ").rstrip()
-
-    return run
-
-
 WRONG: list[tuple[str, str]] = [
     ("simulate seed=abc", "seed='abc': expected a whole number"),
     ("simulate seed=-1", "seed=-1: must lie between 0 and"),
