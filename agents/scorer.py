@@ -62,18 +62,18 @@ class RowScorer(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, N) and the critic's latent (B, hidden) of raw observations (B, N, F)."""
-        available = is_available(observation)
+        available = _is_available(observation)
         x = self.inputs(observation)
         return self._logits(x, available), self._latent(self._both_scales(observation, x), available)
 
     def forward_actor(self, observation: Tensor) -> Tensor:
         """Return the logits, shape (B, N)."""
-        return self._logits(self.inputs(observation), is_available(observation))
+        return self._logits(self.inputs(observation), _is_available(observation))
 
     def forward_critic(self, observation: Tensor) -> Tensor:
         """Return the critic's latent, shape (B, hidden)."""
         x = self._both_scales(observation, self.inputs(observation))
-        return self._latent(x, is_available(observation))
+        return self._latent(x, _is_available(observation))
 
     def inputs(self, observation: Tensor) -> Tensor:
         """Return the transformed rows, within `INPUT_LIMIT`."""
@@ -103,7 +103,7 @@ class RowScorer(nn.Module):
         return latent
 
 
-def is_available(observation: Tensor) -> Tensor:
+def _is_available(observation: Tensor) -> Tensor:
     """Which instances exist, shape (B, N): the row of one that does not is all zero."""
     return (observation != 0).any(dim=-1)
 

@@ -148,7 +148,7 @@ def _needed(arrows: list[tuple[Box, Box]]) -> list[tuple[Box, Box]]:
     ]
 
 
-def place(box: Box, x: float, y: float, width: float) -> None:
+def _place(box: Box, x: float, y: float, width: float) -> None:
     """Give a box and all in it their places; the height follows from the width."""
     box.x, box.y, box.width = x, y, width
     if box.modules:
@@ -162,7 +162,7 @@ def place(box: Box, x: float, y: float, width: float) -> None:
         share = (inside - (len(row) - 1) * PADDING) / sum(map(_weight, row))
         right = x + PADDING
         for part in row:
-            place(part, right, down, share * _weight(part))
+            _place(part, right, down, share * _weight(part))
             right += part.width + PADDING
         down += max(part.height for part in row)
     box.height = down + PADDING - y
@@ -201,7 +201,7 @@ def _lines(modules: Iterable[str], width: float) -> Iterator[list[str]]:
 
 def svg(top: Box) -> str:
     """Return the picture."""
-    place(top, MARGIN, MARGIN, WIDTH - 2 * MARGIN)
+    _place(top, MARGIN, MARGIN, WIDTH - 2 * MARGIN)
     size = f"{WIDTH:.0f}", f"{top.height + 2 * MARGIN:.0f}"
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {" ".join(size)}" width="{size[0]}" height="{size[1]}" '

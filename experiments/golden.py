@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> float | None:
         )
     with RunFolder.from_hydra(cfg) as run:
         run.write_metrics(metrics_of(report))
-        print_report(report, Console(), f"{options.engine} against {options.file}")
+        _print_report(report, Console(), f"{options.engine} against {options.file}")
         print(f"run folder: {run.path}")
     return report.matched / report.total if report.total else None
 
@@ -107,7 +107,7 @@ def metrics_of(report: GoldenReport) -> dict[str, Any]:
     }
 
 
-def print_report(report: GoldenReport, console: Console, title: str) -> None:
+def _print_report(report: GoldenReport, console: Console, title: str) -> None:
     """Print matched / total per tag, then one line per failing or skipped case."""
     grid = Table(title=title, title_justify="left", header_style="bold")
     grid.add_column("tag")

@@ -70,7 +70,7 @@ def _show(value: float) -> str:
     return f"{value / 1e6:.2f} M" if abs(value) >= 1e6 else number(value)
 
 
-def records(metrics: Metrics) -> dict[str, Metrics]:
+def _records(metrics: Metrics) -> dict[str, Metrics]:
     """Return all figures, those with a floor first."""
     return {**metrics["floors"], **metrics["figures"]}
 
@@ -83,7 +83,7 @@ def print_results(metrics: Metrics, console: Console) -> None:
     for name in ("median", *(["best"] if wide else []), "floor"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("holds", no_wrap=True)
-    for record in records(metrics).values():
+    for record in _records(metrics).values():
         style = "bold red" if record["holds"] is False else "green" if record["holds"] else None
         best = [_show(record["best"])] if wide else []
         cells = (f"{_show(record['figure'])} {record['unit']}", *best, _bound(record), _holds(record))
@@ -96,7 +96,7 @@ def print_results(metrics: Metrics, console: Console) -> None:
 def draw(metrics: Metrics, path: Path) -> None:
     """Draw every floor's figure as a multiple of it, and steps per second against the number of instances."""
     floors = metrics["floors"]
-    steps = {key: r for key, r in records(metrics).items() if key.startswith("vector_steps_per_s.")}
+    steps = {key: r for key, r in _records(metrics).items() if key.startswith("vector_steps_per_s.")}
     figure = new_figure(11.0 if steps else 7.0, max(2.6, 0.9 + 0.28 * len(floors)))
     axes = figure.subplots(1, 2 if steps else 1, squeeze=False)[0]
     margins = [
