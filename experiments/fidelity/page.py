@@ -36,7 +36,23 @@ tr:last-child td { border-bottom: 0; } td.error { font-weight: 600; } img { disp
 
 
 def write_validation(folder: Path, replay: MeasuredReplay, simulation: Simulation, errors: ErrorTable) -> None:
-    """Write ``validation.png`` and the self-contained ``validation.html``."""
+    """Write ``validation.png`` and the self-contained ``validation.html``, each whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        Must exist.
+    replay : MeasuredReplay
+    simulation : Simulation
+        Of this replay; its ``load`` is drawn if it has one.
+    errors : ErrorTable
+        As `MeasuredReplay.errors` gives it.
+
+    Raises
+    ------
+    UserError
+        A file cannot be written.
+    """
     _draw(folder / "validation.png", replay, simulation)
     picture = base64.b64encode((folder / "validation.png").read_bytes()).decode("ascii")
     write_text(folder / "validation.html", _page(replay, simulation, errors, picture))

@@ -9,7 +9,16 @@ from fleetgym.experiments.fidelity.measured_replay import METRICS, STATISTICS, E
 
 
 def print_errors(errors: ErrorTable, console: Console, title: str) -> None:
-    """Print measured, simulated and error of every metric and statistic."""
+    """Print measured, simulated and error of every metric and statistic.
+
+    Parameters
+    ----------
+    errors : ErrorTable
+        As `MeasuredReplay.errors` gives it.
+    console : Console
+    title : str
+        Above the table.
+    """
     grid = Table(title=title, title_justify="left", header_style="bold")
     grid.add_column("metric")
     grid.add_column("statistic")
@@ -29,7 +38,12 @@ def print_errors(errors: ErrorTable, console: Console, title: str) -> None:
 
 
 def print_facts(replay: MeasuredReplay) -> None:
-    """Print the instance, its settings with their origin, and the notes."""
+    """Print the instance, its settings with their origin, and the notes.
+
+    Parameters
+    ----------
+    replay : MeasuredReplay
+    """
     row = replay.instance.row
     kind = "no catalogue row, composed:" if row.estimate else "catalogue row"
     print(f"{kind} {row.key}, tier {row.tier}, scale {row.scale:g}: {row.provenance}")
