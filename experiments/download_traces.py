@@ -110,7 +110,13 @@ def _copy(response: IO[bytes], file: IO[bytes], label: str, have: int, total: in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Download traces; return 0, or 2 after one line that says what went wrong."""
+    """Download traces; return 0, or 2 after one line that says what went wrong.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments of the command; by default those of the process.
+    """
     parser = argparse.ArgumentParser(prog="fleetgym download-traces", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(DATASETS)}")
     parser.add_argument("--to", type=Path, help="data folder (default: $FLEETGYM_DATA, else ~/.local/share/fleetgym)")

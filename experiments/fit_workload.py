@@ -24,7 +24,13 @@ PROFILES = Path(lengths.__file__).with_name(lengths.PROFILE_FILE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the fit quality of a trace and return the exit code."""
+    """Print the fit quality of a trace and return the exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments of the command; by default those of the process.
+    """
     parser = argparse.ArgumentParser(prog="fleetgym fit-workload", description=__doc__)
     parser.add_argument("trace", help="data set name or path of a CSV file")
     parser.add_argument("--write", action="store_true", help="update the embedded profile of this name")

@@ -32,7 +32,18 @@ SHOWN_CHARACTERS = 160
 
 @command("golden")
 def main(cfg: DictConfig) -> float | None:
-    """Replay every case of a file; return the share that matched in every step."""
+    """Replay every case of a file; return the share that matched in every step.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/golden.yaml``.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, a case is malformed, or none can be replayed.
+    """
     options = read_options(GoldenOptions, cfg)
     make_scheduler = scheduler_factory(options.engine)
     for number, case in enumerate(load_cases(options.file), start=1):
@@ -52,7 +63,22 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def scheduler_factory(engine: str) -> Callable[[Case], GoldenScheduler]:
-    """Return what puts a case's scheduler behind the replay protocol."""
+    """Return what puts a case's scheduler behind the replay protocol.
+
+    Parameters
+    ----------
+    engine : {"kernel", "reference"}
+
+    Returns
+    -------
+    callable
+        From a case to a scheduler as `fleetgym.envs.cluster.golden.replay_file` drives it.
+
+    Raises
+    ------
+    UserError
+        Any other engine.
+    """
     if engine == "reference":
         return ReferenceReplay
     if engine == "kernel":
@@ -64,6 +90,13 @@ def scheduler_factory(engine: str) -> Callable[[Case], GoldenScheduler]:
 
 def check_case(case: Case, where: str) -> None:
     """Refuse a malformed case before anything is replayed.
+
+    Parameters
+    ----------
+    case : dict
+        One line of a recorded file, parsed.
+    where : str
+        File and line, for the message.
 
     Raises
     ------
@@ -96,7 +129,12 @@ def check_case(case: Case, where: str) -> None:
 
 
 def metrics_of(report: GoldenReport) -> dict[str, Any]:
-    """Counts, per tag too, and the first differing step of each failing case."""
+    """Return counts, per tag too, and the first differing step of each failing case, for ``metrics.json``.
+
+    Parameters
+    ----------
+    report : GoldenReport
+    """
     return {
         "matched": report.matched,
         "total": report.total,
@@ -125,7 +163,17 @@ def _print_report(report: GoldenReport, console: Console, title: str) -> None:
 
 
 def describe(difference: Difference) -> str:
-    """Say in one line where a case differs first."""
+    """Say in one line where a case differs first.
+
+    Parameters
+    ----------
+    difference : Difference
+
+    Returns
+    -------
+    str
+        Values are cut after `SHOWN_CHARACTERS`.
+    """
     place = f"step {difference.step}" if difference.step >= 0 else "whole case"
     tags = f" ({', '.join(difference.tags)})" if difference.tags else ""
     expected, got = (_short(value) for value in (difference.expected, difference.got))

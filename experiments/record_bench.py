@@ -25,7 +25,13 @@ _CLOCK_S = 60.0  # the client's clock says at least this, if one request's start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert one result and return the exit code (2 after a user's mistake)."""
+    """Convert one result and return the exit code (2 after a user's mistake).
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments of the command; by default those of the process.
+    """
     parser = argparse.ArgumentParser(prog="fleetgym record-bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("result", type=Path, help="JSON that vllm bench serve wrote")

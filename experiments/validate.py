@@ -18,7 +18,23 @@ from fleetgym.experiments.harness.run_folder import RunFolder
 
 @command("validate")
 def main(cfg: DictConfig) -> float | None:
-    """Compare with a measured run; return the absolute error of the mean E2E latency in percent."""
+    """Compare with a measured run; return the absolute error of the mean E2E latency in percent.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/validate.yaml``.
+
+    Returns
+    -------
+    float or None
+        None where there is no E2E to compare.
+
+    Raises
+    ------
+    UserError
+        A faulty option or measured run (`replay_from`), or a run folder that cannot be written.
+    """
     read_options(ValidateOptions, cfg)
     replay = replay_from(cfg)
     simulation = replay.simulate(load_at_s=_load_times(replay))

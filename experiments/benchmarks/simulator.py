@@ -43,7 +43,20 @@ def _loaded_trace(workload: Workload, cluster: ClusterSpec, load: float, count: 
 
 
 def round_robin(num_instances: int, shape: tuple[int, int]) -> NDArray[np.int64]:
-    """Actions that cost nothing to choose, shape (steps, B) or (B, steps); each cluster begins at another instance."""
+    """Return actions that cost nothing to choose; each cluster begins at another instance.
+
+    Parameters
+    ----------
+    num_instances : int
+        N.
+    shape : (int, int)
+        (steps, B) or (B, steps).
+
+    Returns
+    -------
+    ndarray of int64
+        Of that shape, in [0, N).
+    """
     return np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % num_instances
 
 
@@ -55,7 +68,22 @@ def _simulate(engine: Engine, trace: Trace, actions: NDArray[np.int64]) -> None:
 
 
 def kernel_over_reference(bench: Bench) -> Iterator[Figure]:
-    """Measure both engines on the same requests and actions; their results must be equal."""
+    """Measure both engines on the same requests and actions; their results must be equal.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        The ratio of CPU times, then requests per CPU second of the reference engine.
+
+    Raises
+    ------
+    RuntimeError
+        The engines disagree.
+    """
     count = bench.size(2000, 60)
     trace = _loaded_trace(make_workload({"kind": "synthetic"}), bench.cluster, 0.7, count, bench.seed)
     actions = round_robin(bench.cluster.num_instances, (1, count))
@@ -76,7 +104,17 @@ def kernel_over_reference(bench: Bench) -> Iterator[Figure]:
 
 
 def requests_per_second(bench: Bench) -> Iterator[Figure]:
-    """Measure the kernel at three loads, and the growth of its cost with load and length of the trace."""
+    """Measure the kernel at three loads, and the growth of its cost with load and length of the trace.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        Requests and iterations per CPU second at each load, then microseconds per request for traces of growing length.
+    """
     workload = make_workload({"kind": "synthetic"})
     n = bench.cluster.num_instances
     engine = make_engine("kernel", bench.cluster, 1)
@@ -110,7 +148,17 @@ def _repeat_trace(bench: Bench, engine: Engine, trace: Trace) -> list[float]:
 
 
 def growth(bench: Bench) -> Iterator[Figure]:
-    """Measure how the cost of one decision, observation included, grows with the number of instances."""
+    """Measure how the cost of one decision, observation included, grows with the number of instances.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        Microseconds per decision at each N, then the exponent x of cost ~ N^x between neighbours.
+    """
     sizes, batch = (8, 64, 512), bench.size(16, 2)
     cost: dict[int, list[float]] = {}
     cpu: dict[int, list[float]] = {}
@@ -144,7 +192,17 @@ def _cpu_seconds_of_steps(engine: Engine, traces: list[Trace], actions: NDArray[
 
 
 def compile_time(bench: Bench) -> Iterator[Figure]:
-    """Measure the first use of the kernel in a new process, with an empty cache and with a filled one."""
+    """Measure the first use of the kernel in a new process, with an empty cache and with a filled one.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        CPU seconds.
+    """
     with tempfile.TemporaryDirectory() as folder:
         cold = in_new_process(_first_use_seconds, bench.cluster, NUMBA_CACHE_DIR=folder)
         warm = [in_new_process(_first_use_seconds, bench.cluster, NUMBA_CACHE_DIR=folder) for _ in range(bench.repeats)]
@@ -168,7 +226,22 @@ def _first_use_seconds(cluster: ClusterSpec) -> float:
 
 
 def memory_per_environment(bench: Bench) -> Iterator[Figure]:
-    """Measure the resident memory of environments that have run an episode, in a new process."""
+    """Measure the resident memory of environments that have run an episode, in a new process.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        KiB per environment, then KiB of the kernel's state of one cluster.
+
+    Raises
+    ------
+    NotMeasuredError
+        The system has no ``/proc``.
+    """
     batch = bench.size(512, 16)
     grown = [in_new_process(_resident_growth, bench.cluster, batch) for _ in range(bench.repeats)]
     kib = [bytes_ / batch / 1024 for bytes_, _ in grown]
@@ -211,7 +284,22 @@ def _resident_growth(cluster: ClusterSpec, batch: int) -> tuple[int, float]:
 
 
 def prefix_caching(bench: Bench) -> Iterator[Figure]:
-    """Measure the Mooncake trace, whose prompts share prefixes: in the trace's own 512-token blocks, and in vLLM's 16."""
+    """Measure the Mooncake trace, whose prompts share prefixes: in the trace's own 512-token blocks, and in vLLM's 16.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        Requests per CPU second.
+
+    Raises
+    ------
+    NotMeasuredError
+        The trace is not there.
+    """
     for block_size, key in ((512, "requests_per_s.prefix_caching"), (16, "requests_per_s.prefix_caching_16")):
         try:
             workload = make_workload({"kind": "mooncake", "block_size": block_size})

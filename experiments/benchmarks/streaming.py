@@ -29,7 +29,22 @@ class _Run(NamedTuple):
 
 
 def streaming(bench: Bench) -> Iterator[Figure]:
-    """Measure time and peak memory of ten million requests, each run in a new process."""
+    """Measure time and peak memory of ten million requests, each run in a new process.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        CPU seconds, then MiB of the process at its peak.
+
+    Raises
+    ------
+    NotMeasuredError
+        The system has no ``/proc``.
+    """
     count, part = bench.size(10_000_000, 3000), bench.size(PART, 1000)
     runs = [in_new_process(_streamed, bench.cluster, count, part, bench.seed) for _ in range(bench.repeats)]
     cpu_s = [run.cpu_s for run in runs]
@@ -58,7 +73,23 @@ def _streamed(cluster: ClusterSpec, count: int, part: int, seed: int) -> _Run:
 
 
 def parts(cluster: ClusterSpec, count: int, part: int, seed: int) -> Iterator[Trace]:
-    """Draw a trace of ``count`` requests in parts, one following the other in time."""
+    """Draw a trace of ``count`` requests in parts, one following the other in time.
+
+    Parameters
+    ----------
+    cluster : ClusterSpec
+        Offered `LOAD` times its saturation rate.
+    count : int
+        Requests altogether.
+    part : int
+        Requests of each part but the last.
+    seed : int
+
+    Yields
+    ------
+    Trace
+        Arrivals go on ascending from part to part.
+    """
     workload, rng = make_workload({"kind": "synthetic"}), np.random.default_rng(seed)
     rate_rps = LOAD * sum(saturation_rps(spec, workload) for spec in cluster.expanded)
     end_ns = 0
