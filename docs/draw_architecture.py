@@ -42,8 +42,11 @@ class Box:
     modules : list of str
         Full names, of a group only.
     rows : list of list of Box
+        Of a folder only, the uppermost first.
     arrows : list of (Box, Box)
         From one that imports to one that is imported.
+    x, y, width, height : float
+        Place in the picture, in pixels from its upper left corner; 0 until it is given.
     """
 
     name: str = ""
@@ -62,7 +65,23 @@ def imports() -> grimp.ImportGraph:
 
 
 def house(graph: grimp.ImportGraph) -> Box:
-    """Return the frame around everything."""
+    """Return the frame around everything.
+
+    Parameters
+    ----------
+    graph : ImportGraph
+        Of all `ROOTS`.
+
+    Returns
+    -------
+    Box
+        Not placed yet.
+
+    Raises
+    ------
+    ValueError
+        Some modules import each other in a circle.
+    """
     return _folder(graph, "fleetgym", set(ROOTS))
 
 
@@ -200,7 +219,18 @@ def _lines(modules: Iterable[str], width: float) -> Iterator[list[str]]:
 
 
 def svg(top: Box) -> str:
-    """Return the picture."""
+    """Place everything and return the picture.
+
+    Parameters
+    ----------
+    top : Box
+        As `house` makes it; changed in place.
+
+    Returns
+    -------
+    str
+        An SVG file, `WIDTH` pixels wide.
+    """
     _place(top, MARGIN, MARGIN, WIDTH - 2 * MARGIN)
     size = f"{WIDTH:.0f}", f"{top.height + 2 * MARGIN:.0f}"
     head = (
