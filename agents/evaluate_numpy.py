@@ -118,7 +118,8 @@ def evaluate(
     activation : {"relu", "tanh"}
         Ignored by ``linear_score``.
     weights : mapping of str to ndarray
-        The tensors of ``weights.safetensors``; matrices are (out, in).
+        The tensors of ``weights.safetensors``, in the shapes of `fleetgym.agents.bundle_format.weight_shapes`; matrices
+        are (out, in).
     observation : ndarray of float32, shape (B, N, F)
         Raw physical units, NaN where unknown.
     mask : ndarray of bool, shape (B, N)

@@ -58,7 +58,7 @@ class OnnxFile:
     nodes : list of Node
         In the order of the file.
     initializers : dict of str to ndarray
-        Float32, int64 or bool, of at most four axes.
+        Float32, int64 or bool, each in the shape that the file gives it, of at most four axes.
     inputs, outputs : list of (str, int, tuple)
         Name, ONNX's number of the element type, and shape; an axis of any length has a name instead.
     """

@@ -104,28 +104,33 @@ def check_case(case: Case, where: str) -> None:
         One line that names file, line and fault. A case that is well-formed but not supported passes.
     """
     try:
-        if not all(isinstance(tag, str) for tag in case["tags"]):
-            raise TypeError("tags must be names")
-        for index, row in enumerate(case["requests"]):
-            request = case_request(case, index)
-            numbers = (row["step"], request.prompt_tokens, request.output_tokens, request.priority, request.arrival_ns)
-            if not all(type(value) is int for value in (*numbers, *request.chain)):
-                raise TypeError(f"request {index}: {row} must hold whole numbers")
-            if min(row["step"], request.prompt_tokens - 1, request.output_tokens - 1) < 0:
-                raise ValueError(f"request {index}: {row}: prompt and output must be at least 1, step at least 0")
-        requests = len(case["requests"])
-        for record in expected_records(case):
-            if not all(0 <= request < requests for request, _ in (*record.s, *record.h, *record.p)):
-                raise ValueError(f"step {record.k} names a request that does not exist")
-        if len(case["preemptions"]) != requests:
-            raise ValueError(f"preemptions has {len(case['preemptions'])} entries for {requests} requests")
-        case_args(case)
+        _read_case(case)
     except UnsupportedCaseError:
         return
     except KeyError as error:
         raise UserError(f"{where}: malformed case: {error.args[0]!r} is missing") from None
     except (TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{where}: malformed case: {error}") from None
+
+
+def _read_case(case: Case) -> None:
+    """Read all of a case as the replay will; what is malformed raises whatever comes of it."""
+    if not all(isinstance(tag, str) for tag in case["tags"]):
+        raise TypeError("tags must be names")
+    for index, row in enumerate(case["requests"]):
+        request = case_request(case, index)
+        numbers = (row["step"], request.prompt_tokens, request.output_tokens, request.priority, request.arrival_ns)
+        if not all(type(value) is int for value in (*numbers, *request.chain)):
+            raise TypeError(f"request {index}: {row} must hold whole numbers")
+        if min(row["step"], request.prompt_tokens - 1, request.output_tokens - 1) < 0:
+            raise ValueError(f"request {index}: {row}: prompt and output must be at least 1, step at least 0")
+    requests = len(case["requests"])
+    for record in expected_records(case):
+        if not all(0 <= request < requests for request, _ in (*record.s, *record.h, *record.p)):
+            raise ValueError(f"step {record.k} names a request that does not exist")
+    if len(case["preemptions"]) != requests:
+        raise ValueError(f"preemptions has {len(case['preemptions'])} entries for {requests} requests")
+    case_args(case)
 
 
 def metrics_of(report: GoldenReport) -> dict[str, Any]:

@@ -117,8 +117,12 @@ def command(config_name: str) -> Callable[[Body], Callable[..., float | None]]:
     Returns
     -------
     callable
-        The decorator. What it makes takes a config, or none to compose one from the command line, and raises SystemExit
-        where that fails.
+        The decorator. What it makes takes a config, or none to compose one from the command line.
+
+    Raises
+    ------
+    SystemExit
+        From what it makes, composing its own config: the run failed.
     """
 
     def decorate(body: Body) -> Callable[..., float | None]:

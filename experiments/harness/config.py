@@ -79,12 +79,7 @@ def cluster_spec(cfg: DictConfig) -> ClusterSpec:
 
 
 def note_estimates(cluster: ClusterSpec) -> None:
-    """Print what about the hardware was composed and not measured; every command that simulates a fleet does.
-
-    Parameters
-    ----------
-    cluster : ClusterSpec
-    """
+    """Print what about the hardware was composed and not measured; every command that simulates a fleet does."""
     for line in cluster.estimates:
         print(f"note: {line}")
 

@@ -73,15 +73,7 @@ class NoLogger(MetricLogger):
     """Drops everything."""
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Do nothing.
-
-        Parameters
-        ----------
-        metrics : mapping
-            Dropped.
-        step : int
-            Dropped.
-        """
+        """Do nothing."""
 
 
 class CsvLogger(MetricLogger):
@@ -105,15 +97,7 @@ class CsvLogger(MetricLogger):
         self._rewrite()
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Add one row.
-
-        Parameters
-        ----------
-        metrics : mapping of str to float, int, bool or str
-            A column whose name is missing stays empty.
-        step : int
-            First column.
-        """
+        """Add one row; a column that ``metrics`` does not name stays empty."""
         row = {"step": step, **metrics}
         self._rows.append(row)
         new = [name for name in row if name not in self._columns]
@@ -146,27 +130,13 @@ class TensorboardLogger(MetricLogger):
         self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Add the numbers among ``metrics``.
-
-        Parameters
-        ----------
-        metrics : mapping of str to float, int, bool or str
-            Text is dropped.
-        step : int
-            TensorBoard's global step.
-        """
+        """Add the numbers among ``metrics``."""
         for name, value in metrics.items():
             if not isinstance(value, str):
                 self._writer.add_scalar(name, value, step)
 
     def close(self, exit_code: int = 0) -> None:
-        """Flush the event file.
-
-        Parameters
-        ----------
-        exit_code : int
-            Not told to anyone.
-        """
+        """Flush the event file."""
         self._writer.close()
 
 
@@ -221,24 +191,11 @@ class WandbLogger(MetricLogger):
         )
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Send one step.
-
-        Parameters
-        ----------
-        metrics : mapping of str to float, int, bool or str
-        step : int
-            Steps must not decrease: Weights & Biases drops what comes late.
-        """
+        """Send one step; Weights & Biases drops what is sent for an earlier step than the last."""
         self._run.log(dict(metrics), step=step)
 
     def close(self, exit_code: int = 0) -> None:
-        """Finish the run.
-
-        Parameters
-        ----------
-        exit_code : int
-            The run is shown as failed unless 0.
-        """
+        """Finish the run."""
         self._run.finish(exit_code=exit_code)
 
 
