@@ -220,6 +220,11 @@ class _ScorerMixin:
         Typical size of a return, by which the critic's output is multiplied. With ``vf_coef`` divided by
         its square this equals dividing rewards by it: otherwise the critic's gradient drowns the actor's
         when both are clipped together.
+
+    Raises
+    ------
+    UserError
+        ``features`` do not fit the observation, or another setting is out of range; the message names it.
     """
 
     any_num_instances = True
@@ -294,8 +299,13 @@ class _ScorerMixin:
         Parameters
         ----------
         observation : ndarray of float32, shape (B, N, F)
+            Raw physical units.
         mask : ndarray of bool, shape (B, N)
             Instances that may be chosen; the fleet's mean goes over them.
+
+        Returns
+        -------
+        ndarray of float32, shape (B, N)
         """
         with torch.no_grad():
             return self.mlp_extractor.scores(torch.as_tensor(observation), torch.as_tensor(mask)).numpy()

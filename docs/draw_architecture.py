@@ -1,9 +1,9 @@
 """Draw ``docs/images/architecture.svg``, the house as its imports make it: ``python docs/draw_architecture.py``.
 
 A folder is a frame, a module a chip. Whatever stands in a row imports from the rows below it in its frame and from
-nothing above. In the first row of a frame stands what nothing else in it imports; all else as deep as its imports allow.
-An arrow says that something in a box imports something in another; one that follows from others is left out. Folders and
-modules are found, none is named here.
+nothing above. In the first row of a frame stands what nothing else in it imports; all else as deep as its imports
+allow. An arrow says that something in a box imports something in another; one that follows from others is left out.
+Folders and modules are found, none is named here.
 """
 
 from __future__ import annotations

@@ -233,6 +233,7 @@ def error_table(
     measured, simulated : mapping of str to ndarray, shape (R,)
         `METRICS` in seconds; NaN: none.
     chosen : ndarray of bool, shape (R,)
+        Requests to compare over.
 
     Returns
     -------
@@ -303,7 +304,7 @@ def _settings(given: Mapping[str, Any], run: MeasuredRun, gpu: str) -> tuple[Eng
 
 
 def _expert_parallel(cfg: DictConfig, meta: Mapping[str, Any], tp: int, dp: int) -> int | None:
-    """Decide on ``ep``: the command line, else ``enable_expert_parallel`` of ``meta.json``; None: as in the catalogue."""
+    """Decide on ``ep``: command line, else ``enable_expert_parallel`` of ``meta.json``; None: as in the catalogue."""
     flag = meta.get("engine_kwargs", {}).get("enable_expert_parallel")
     if flag is None or not find_row(cfg.gpu, cfg.model, tp, dp=dp, tier=cfg.tier).has_experts:
         return _whole_or_none("ep", cfg.ep)

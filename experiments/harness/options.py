@@ -52,7 +52,7 @@ def within(name: str, value: int | None, low: int, high: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base: one field for each top-level key that ``command`` reads; ``only`` names the (dotted) subkeys, if not all are."""
+    """Base: one field for each top-level key that ``command`` reads; ``only`` names the (dotted) subkeys, if not all."""
 
     command: ClassVar[str] = ""
 

@@ -1,4 +1,4 @@
-"""A Hydra callback that checks every job of a sweep before the first one runs: its options, its fleet and its traffic."""
+"""A Hydra callback that checks every job of a sweep before the first runs: its options, its fleet and its traffic."""
 
 from __future__ import annotations
 
