@@ -23,7 +23,8 @@ FOLDERS = ("agents", "baselines", "envs", "experiments")
 NOT_YET: tuple[str, ...] = (  # modules and folders whose docstrings have to be completed still
     "agents.",
     "baselines.",
-    "envs.",
+    "envs.cluster.",
+    "envs.workloads.",
     "experiments.",
 )
 MODULES = [
@@ -114,7 +115,8 @@ def is_documented_by_base(kind: type, name: str, function: Callable[..., Any]) -
     for base in kind.__mro__[1:]:
         overridden = getattr(vars(base).get(name), "__func__", vars(base).get(name))
         if inspect.isfunction(overridden):
-            return bool(overridden.__doc__) and arguments(overridden).keys() == arguments(function).keys()
+            docstring = base.__doc__ if name == "__init__" else overridden.__doc__
+            return bool(docstring) and arguments(overridden).keys() == arguments(function).keys()
     return False
 
 
@@ -126,9 +128,11 @@ def faults_of_class(kind: type) -> Iterator[str]:
         function = inspect.unwrap(getattr(member, "fget", None) or getattr(member, "__func__", None) or member)
         if not inspect.isfunction(function) or not is_written(function, kind):
             continue
+        if is_documented_by_base(kind, name, function):
+            continue
         if name == "__init__":
             yield from (f"{kind.__name__}({fault})" for fault in faults_of_function(function, kind.__doc__))
-        elif not name.startswith("_") and not is_documented_by_base(kind, name, function):
+        elif not name.startswith("_"):
             yield from (f"{kind.__name__}.{name}: {fault}" for fault in faults_of_function(function, function.__doc__))
 
 
@@ -178,6 +182,8 @@ class Documented:
 
 class Overriding(Documented):
     """Another."""
+
+    def __init__(self, count: int, *rows: int, **others: int) -> None: ...
 
     def look(self, where: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return it at once."""
