@@ -24,7 +24,6 @@ NOT_YET: tuple[str, ...] = (  # modules and folders whose docstrings have to be 
     "agents.",
     "baselines.",
     "envs.cluster.",
-    "envs.workloads.",
     "experiments.",
 )
 MODULES = [
