@@ -23,7 +23,11 @@ FOLDERS = ("agents", "baselines", "envs", "experiments")
 NOT_YET: tuple[str, ...] = (  # modules and folders whose docstrings have to be completed still
     "agents.",
     "baselines.",
-    "envs.cluster.",
+    "envs.cluster.block_pool",
+    "envs.cluster.instance",
+    "envs.cluster.kernel.",
+    "envs.cluster.reference",
+    "envs.cluster.scheduler",
     "experiments.",
 )
 MODULES = [
