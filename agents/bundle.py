@@ -287,7 +287,7 @@ def load(path: str | Path, *, tie_break: str = "lowest_index") -> Bundle:
     path : str or Path
         The bundle folder.
     tie_break : {"lowest_index", "random"}
-        Which of several equal scores wins. Idle instances often tie: a live router should use ``random``.
+        Which of several equal scores wins. Idle instances often tie: a live decider should use ``random``.
 
     Raises
     ------
