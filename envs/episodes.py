@@ -85,6 +85,8 @@ def play(batch: Batch, policies: Sequence[Policy], seeds: Sequence[int], *, watc
     ------
     UserError
         A policy needs a column that the problem does not offer, or cannot decide between so many choices.
+    LivelockError
+        An instance stopped making progress.
     ValueError
         The batch does not hold ``len(policies) * len(seeds)`` episodes.
     """
@@ -159,6 +161,11 @@ class Episode:
             Number of the episode in a comparison.
         decision_us : float
             Wall-clock microseconds per decision.
+
+        Raises
+        ------
+        LivelockError
+            A request can never be admitted.
         """
         engine, trace = batch.engine, batch.traces[index]
         assert trace is not None

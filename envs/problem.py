@@ -150,6 +150,11 @@ class Problem:
             The fields of this class, and ``oracle`` (bool): allow privileged features. ``load`` and ``available`` may
             be one number instead of a pair; ``features`` None stands for all that are offered and not privileged.
 
+        Returns
+        -------
+        Problem
+            Of this class, every field set.
+
         Raises
         ------
         UserError
@@ -477,6 +482,13 @@ class Batch:
             ``mean_ttft_s``, ``mean_tpot_s`` and ``mean_e2e_s`` over the requests that have one, NaN if none has;
             ``mean_e2e_charged_s`` and ``slo_attainment`` over all that arrived; the counts ``rejected`` and
             ``preemptions``.
+
+        Raises
+        ------
+        UserError
+            The episode has requests that are not dispatched, or has not begun.
+        LivelockError
+            A request can never be admitted.
         """
         self.engine.drain(index)
         ttft_s, first_tokens, tpot_s, spans, e2e_s, finished, met, rejected, preemptions = self.engine.episode_totals(
