@@ -98,6 +98,11 @@ def make_policy(
     problem : Problem
         What it is to decide: a policy of another one is refused.
     checkpoint, bundle : path, optional
+
+    Raises
+    ------
+    UserError
+        Unknown, of another environment, with columns or choices that the problem does not have, or without its path.
     """
     parameters = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
     name = parameters.pop("name", None)
@@ -121,7 +126,14 @@ def make_policy(
 
 
 def learned(path: str | Path, problem: Problem) -> Policy:
-    """Load a trained checkpoint and try it out."""
+    """Load a trained checkpoint and try it out.
+
+    Parameters
+    ----------
+    path : path
+    problem : Problem
+        What it is to decide.
+    """
     from fleetgym.agents.learned import load_checkpoint
 
     policy = load_checkpoint(path, problem=problem)
@@ -130,7 +142,14 @@ def learned(path: str | Path, problem: Problem) -> Policy:
 
 
 def exported(path: str | Path, problem: Problem) -> Policy:
-    """Load an exported bundle as a policy and try it out."""
+    """Load an exported bundle as a policy and try it out.
+
+    Parameters
+    ----------
+    path : path
+    problem : Problem
+        What it is to decide.
+    """
     from fleetgym.agents.bundle_policy import BundlePolicy
 
     policy = BundlePolicy(path, problem)

@@ -22,7 +22,6 @@ from places import ROOT
 FOLDERS = ("agents", "baselines", "envs", "experiments")
 NOT_YET: tuple[str, ...] = (  # modules and folders whose docstrings have to be completed still
     "agents.",
-    "baselines.",
     "envs.cluster.block_pool",
     "envs.cluster.instance",
     "envs.cluster.kernel.",
