@@ -42,7 +42,7 @@ class Bundle:
     Parameters
     ----------
     manifest : dict
-        Checked.
+        As `fleetgym.agents.bundle_manifest.read_manifest` returns it.
     specs : tuple of FeatureSpec
         The F columns.
     weights : mapping of str to ndarray
@@ -196,7 +196,7 @@ class Bundle:
         Returns
         -------
         list of dict of str to ndarray
-            For each N of `PARITY_SIZES`: ``obs`` (B, N, F), ``mask`` (B, N), ``scores`` (B, N) and ``action`` (B,).
+            For each N of `PARITY_SIZES`: ``obs`` of shape (B, N, F), ``mask`` and ``scores`` (B, N), ``action`` (B,).
 
         Raises
         ------

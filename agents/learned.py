@@ -89,7 +89,7 @@ class LearnedPolicy:
         observation : ndarray of float32, shape (B, N, F)
             Raw physical units.
         mask : ndarray of bool, shape (B, N)
-            Instances that may be chosen.
+            What may be chosen.
 
         Returns
         -------
@@ -108,7 +108,7 @@ class LearnedPolicy:
         observation : ndarray of float32, shape (B, N, F)
             Raw physical units.
         mask : ndarray of bool, shape (B, N)
-            Instances that may be chosen; only a row scorer reads it.
+            What may be chosen; only a row scorer reads it.
 
         Returns
         -------

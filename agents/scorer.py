@@ -301,7 +301,7 @@ class _ScorerMixin:
         observation : ndarray of float32, shape (B, N, F)
             Raw physical units.
         mask : ndarray of bool, shape (B, N)
-            Instances that may be chosen; the fleet's mean goes over them.
+            What may be chosen; the fleet's mean goes over them.
 
         Returns
         -------
