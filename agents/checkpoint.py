@@ -89,7 +89,10 @@ def problem_of_card(card: Mapping[str, Any], where: str) -> type[Problem]:
     try:
         return find_problem(card["env_id"])
     except UserError as error:
-        raise UserError(f"{where}: trained for {card['env_id']!r}: {error}") from None
+        raise UserError(
+            f"{where}: trained for {card['env_id']!r}: {error}; env.id=MODULE:{card['env_id']} imports the module that "
+            "registers it"
+        ) from None
 
 
 def read_card(checkpoint: str | Path) -> dict[str, Any]:

@@ -80,6 +80,8 @@ class Problem:
         A heuristic that looks at nothing: no failure may cost less than the slowest answer that it gives.
     fallback : str
         The heuristic that a live decider falls back to; it comes with every exported policy. Default: the yardstick.
+    prior : mapping of str to float
+        A sensible score to begin learning with, as a weighted sum of transformed columns (`fleetgym.envs.features.scaled`).
     """
 
     env_id: ClassVar[str] = ""
@@ -88,6 +90,7 @@ class Problem:
     defaults: ClassVar[str] = ""
     yardstick: ClassVar[str] = "random"
     fallback: ClassVar[str] = "random"
+    prior: ClassVar[Mapping[str, float]] = {}
 
     cluster: ClusterSpec
     workload: Workload
