@@ -21,7 +21,6 @@ from places import ROOT
 
 FOLDERS = ("agents", "baselines", "envs", "experiments")
 NOT_YET: tuple[str, ...] = (  # modules and folders whose docstrings have to be completed still
-    "agents.factory",
     "agents.training",
     "agents.vec_env",
     "envs.cluster.block_pool",
@@ -29,7 +28,6 @@ NOT_YET: tuple[str, ...] = (  # modules and folders whose docstrings have to be 
     "envs.cluster.kernel.",
     "envs.cluster.reference",
     "envs.cluster.scheduler",
-    "experiments.comparison.",
     "experiments.evaluate",
     "experiments.harness.config",
     "experiments.harness.options",
