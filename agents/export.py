@@ -447,7 +447,7 @@ def parity_tensors(source: Source) -> dict[str, Array]:
     Returns
     -------
     dict of str to ndarray
-        ``n8.obs`` of shape (B, 8, F), ``n8.mask`` and ``n8.scores`` (B, 8), ``n8.action`` (B,), and so for each N.
+        ``n8.obs`` of shape (B, 8, F), ``n8.mask`` and ``n8.scores`` (B, 8), ``n8.action`` (B,), and so for each C of `PARITY_SIZES`.
     """
     rng = np.random.default_rng(0)
     tensors: dict[str, Array] = {}
