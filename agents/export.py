@@ -435,7 +435,7 @@ def onnx_bytes(kind: str, activation: str, tensors: Mapping[str, Array]) -> byte
 
 
 def parity_tensors(source: Source) -> dict[str, Array]:
-    """Return observations, masks and what the policy makes of them, for each N of `PARITY_SIZES`.
+    """Return observations, masks and what the policy makes of them, for each C of `PARITY_SIZES`.
 
     The scores come from torch for a trained network, so that the exported files are held against the
     thing that was trained.
@@ -447,7 +447,7 @@ def parity_tensors(source: Source) -> dict[str, Array]:
     Returns
     -------
     dict of str to ndarray
-        ``n8.obs`` of shape (B, 8, F), ``n8.mask`` and ``n8.scores`` (B, 8), ``n8.action`` (B,), and so for each C of `PARITY_SIZES`.
+        ``n8.obs`` of shape (B, 8, F), ``n8.mask`` and ``n8.scores`` (B, 8), ``n8.action`` (B,), and so for each C.
     """
     rng = np.random.default_rng(0)
     tensors: dict[str, Array] = {}
