@@ -55,7 +55,7 @@ class BundlePolicy:
         ----------
         seeds : sequence of int, length B
         num_choices : int
-            N; any number will do.
+            C; any number will do.
         """
         self.bundle.reset(seeds, num_choices)
 

@@ -32,7 +32,13 @@ _RENAMED = {"golden_hash": "fingerprint", "num_instances": "num_choices"}  # of 
 
 
 def card_path(checkpoint: str | Path) -> Path:
-    """Return where the card of a checkpoint lies."""
+    """Return where the card of a checkpoint lies.
+
+    Parameters
+    ----------
+    checkpoint : path
+        The zip.
+    """
     return Path(checkpoint).with_suffix(".json")
 
 
@@ -46,6 +52,18 @@ def write_card(checkpoint: str | Path, card: Mapping[str, Any]) -> Path:
     card : mapping
         At least ``env_id``, ``algorithm``, ``network`` ("mlp" or "scorer"), ``features``,
         ``schema_version``, ``schema_digest``, ``fingerprint`` and ``trained_ranges``; more is kept.
+
+    Returns
+    -------
+    Path
+        Of the card.
+
+    Raises
+    ------
+    ValueError
+        The card lacks one of these.
+    UserError
+        It cannot be written.
     """
     if missing := [name for name in _REQUIRED if name not in card]:
         raise ValueError(f"card lacks {', '.join(missing)}")
@@ -79,6 +97,16 @@ def problem_of_card(card: Mapping[str, Any], where: str) -> type[Problem]:
 
 def read_card(checkpoint: str | Path) -> dict[str, Any]:
     """Return the card of a checkpoint, an old one in today's words.
+
+    Parameters
+    ----------
+    checkpoint : path
+        The zip; it is not opened.
+
+    Returns
+    -------
+    dict
+        With every key that `write_card` asks for, of the right type.
 
     Raises
     ------

@@ -89,7 +89,7 @@ def network(weights: Mapping[str, NDArray[Any]], activation: str, x: Float, mask
     x : ndarray of float32, shape (B, C, F)
         As `transform` returns it.
     mask : ndarray of bool, shape (B, C)
-        Instances that may be chosen.
+        What may be chosen.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def evaluate(
     observation : ndarray of float32, shape (B, C, F)
         Raw physical units, NaN where unknown.
     mask : ndarray of bool, shape (B, C)
-        Instances that may be chosen.
+        What may be chosen.
 
     Returns
     -------

@@ -42,6 +42,8 @@ class AgentSpec:
         Divide rewards by the running spread of returns (SB3's ``VecNormalize``) while learning. Returns of
         thousands of request-seconds otherwise drown the actor's gradient in the critic's. The scorer has
         ``value_scale`` for that, which keeps rewards in their units.
+    name : str
+        What tables call it; empty: the algorithm.
     hyperparameters : mapping
         Keyword arguments of the algorithm's class; ``lin_0.001`` falls linearly from 0.001 to 0.
     policy_kwargs : mapping
@@ -73,7 +75,21 @@ class AgentSpec:
 
 
 def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
-    """Build an untrained model on ``env``; everything random follows from ``seed``."""
+    """Build an untrained model on ``env``; everything random follows from ``seed``.
+
+    Parameters
+    ----------
+    spec : AgentSpec
+    env : FleetVecEnv
+        What it will learn on.
+    seed : int
+        Of weights, actions and minibatches.
+
+    Raises
+    ------
+    UserError
+        A setting of the policy that is unknown, or settings that SB3 or torch refuse.
+    """
     policy, policy_kwargs = _policy(spec, env.env.problem)
     learning_env = learner_env(spec, env)
     try:
@@ -92,7 +108,18 @@ def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
 
 
 def learner_env(spec: AgentSpec, env: FleetVecEnv) -> VecEnv:
-    """Return the environment as the algorithm sees it, its rewards normalised if ``spec`` says so."""
+    """Return the environment as the algorithm sees it, its rewards normalised if ``spec`` says so.
+
+    Parameters
+    ----------
+    spec : AgentSpec
+    env : FleetVecEnv
+
+    Returns
+    -------
+    VecEnv
+        ``env`` itself, or a ``VecNormalize`` around it; rewards are not clipped.
+    """
     if not spec.normalize_reward:
         return env
     gamma = float(spec.hyperparameters.get("gamma", 0.99))

@@ -68,7 +68,7 @@ class LearnedPolicy:
         seeds : sequence of int, length B
             Not needed: actions are greedy.
         num_choices : int
-            N.
+            C.
 
         Raises
         ------
@@ -89,7 +89,7 @@ class LearnedPolicy:
         observation : ndarray of float32, shape (B, C, F)
             Raw physical units.
         mask : ndarray of bool, shape (B, C)
-            Instances that may be chosen.
+            What may be chosen.
 
         Returns
         -------
@@ -108,7 +108,7 @@ class LearnedPolicy:
         observation : ndarray of float32, shape (B, C, F)
             Raw physical units.
         mask : ndarray of bool, shape (B, C)
-            Instances that may be chosen; only a row scorer reads it.
+            What may be chosen; only a row scorer reads it.
 
         Returns
         -------

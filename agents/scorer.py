@@ -301,7 +301,7 @@ class _ScorerMixin:
         observation : ndarray of float32, shape (B, C, F)
             Raw physical units.
         mask : ndarray of bool, shape (B, C)
-            Instances that may be chosen; the fleet's mean goes over them.
+            What may be chosen; the mean goes over it.
 
         Returns
         -------

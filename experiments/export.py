@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 
 @command("export")
 def main(cfg: DictConfig) -> float | None:
-    """Export and verify; return the largest relative score difference."""
+    """Export and verify; return the largest relative score difference.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/export.yaml``.
+
+    Raises
+    ------
+    UserError
+        Neither or both of ``checkpoint`` and ``policy``; a policy that cannot be exported; a bundle that exists.
+    """
     # Imported here so that `--help` and `--cfg` answer without loading torch.
     from fleetgym.agents.bundle_verify import verify
     from fleetgym.agents.export import check_target, from_checkpoint, write_bundle
@@ -98,6 +109,15 @@ def heuristic_source(policy: Mapping[str, Any], config: Mapping[str, Any]) -> So
 
 def evaluation_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a ``leaderboard.json`` as the model card shows them.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    list of dict
+        One row for each entry: scenario, place, policy, kind, the figure that ranks with its bounds, windows.
 
     Raises
     ------
