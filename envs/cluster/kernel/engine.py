@@ -11,17 +11,7 @@ from numpy.typing import NDArray
 from fleetgym.envs.cluster.engine import GAP_BINS, Engine
 from fleetgym.envs.cluster.kernel import handle
 from fleetgym.envs.cluster.kernel.spec_row import SPEC, spec_row
-from fleetgym.envs.cluster.kernel.state import (
-    CHAIN,
-    CLUSTER,
-    DONE,
-    EXTENT,
-    INSTANCE,
-    NONE,
-    REFUSED,
-    REQUEST,
-    State,
-)
+from fleetgym.envs.cluster.kernel.state import CLUSTER, DONE, GROWING, LAYOUTS, NONE, REFUSED, State
 from fleetgym.envs.cluster.kernel.totals import episode_totals
 from fleetgym.envs.cluster.latency import pad_tokens
 from fleetgym.envs.cluster.requests import (
@@ -33,14 +23,11 @@ from fleetgym.envs.cluster.requests import (
     UNFINISHED,
     Trace,
 )
-from fleetgym.envs.cluster.segments import LINK_DTYPE
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
 from fleetgym.envs.errors import LivelockError, UserError
 from fleetgym.envs.signals import SIGNAL_INDEX, SIGNAL_NAMES
 
 MAX_REQUESTS = 2**28
-SHARED = ("spec", "tables", "columns", "high", "slo", "values")  # parts of State that are the same for all clusters
-GROWING = ("req", "copies", "chain", "table", "links")  # parts whose last axis follows the traces
 
 
 class KernelEngine(Engine):
@@ -84,43 +71,41 @@ class KernelEngine(Engine):
         self.handle = handle.make_handle(self.state)
 
     def _allocate(self, journal: int) -> State:
-        batch, shape = self.batch, self._rows.shape
-        specs = self._specs
+        batch, rows = self._rows.shape
+        specs, caching = self._specs, self._caching
         block_size = max(spec.engine.block_size for spec in specs)
-        pool = max(spec.num_gpu_blocks for spec in specs) if self._caching else 1
-        return State(
-            req=np.zeros((batch, 1), REQUEST),
-            inst=np.zeros(shape, INSTANCE),
-            env=np.zeros(batch, CLUSTER),
-            classes=np.zeros((*shape, block_size), np.int32),
-            heap=np.zeros((*shape, max(spec.max_num_seqs for spec in specs) + 1), np.int64),
-            gaps=np.zeros((batch, GAP_BINS), np.uint32),
-            spec=np.array([spec_row(spec) for spec in specs], SPEC),
-            tables=_stack_tables(specs),
-            obs=self.obs,
-            mask=self.mask,
-            terms=self.terms,
-            now_ns=self.now_ns,
-            pending=self.pending,
-            done=self.done,
-            columns=np.array([SIGNAL_INDEX[name] for name in self.columns], np.int64),
-            high=np.ascontiguousarray(self.high),
-            slo=np.array(self.slo.limits),
-            values=np.zeros(len(SIGNAL_NAMES)),
-            journal=np.zeros((batch, 1 + journal), np.int64),
-            extents=np.zeros((*shape, pool), EXTENT),
-            copies=np.zeros((*shape, 1), np.int32),
-            members=np.zeros((*shape, block_size if self._caching else 1), np.int32),
-            chain=np.zeros((batch, 1), CHAIN),
-            table=np.zeros((batch, 1), np.int32),
-            links=np.zeros((batch, 1), LINK_DTYPE),
-        )
+        lengths = {
+            "B": batch,
+            "U": rows,
+            "block_size": block_size,
+            "heap_entries": max(spec.max_num_seqs for spec in specs) + 1,
+            "gap_bins": GAP_BINS,
+            "signals": len(SIGNAL_NAMES),
+            "journal_entries": 1 + journal,
+            "cached_blocks": max(spec.num_gpu_blocks for spec in specs) if caching else 1,
+            "cached_block_size": block_size if caching else 1,
+            **dict.fromkeys(GROWING, 1),
+        }
+        given = {
+            **{name: getattr(self, name) for name in ("obs", "mask", "terms", "now_ns", "pending", "done")},
+            "spec": np.array([spec_row(spec) for spec in specs], SPEC),
+            **_latency_tables(specs),
+            "columns": np.array([SIGNAL_INDEX[name] for name in self.columns], np.int64),
+            "high": np.ascontiguousarray(self.high),
+            "slo": np.array(self.slo.limits),
+        }
+        zeros = {
+            name: np.zeros([lengths[axis] for axis in layout.axes], layout.dtype)
+            for name, layout in LAYOUTS.items()
+            if name not in given
+        }
+        return State(**given, **zeros)
 
     def _make_room(self, **lengths: int) -> None:
-        """Let the last axis of the named arrays be at least so long."""
+        """Let the named axes be at least so long."""
         grown = {}
-        for name, length in lengths.items():
-            old = getattr(self.state, name)
+        for name, layout in LAYOUTS.items():
+            old, length = getattr(self.state, name), lengths.get(layout.axes[-1], 0)
             if length > old.shape[-1]:
                 grown[name] = np.zeros((*old.shape[:-1], length), old.dtype)
                 grown[name][..., : old.shape[-1]] = old
@@ -150,7 +135,7 @@ class KernelEngine(Engine):
 
     def write_requests(self, index: int, start: int, trace: Trace) -> None:
         """Write a trace into the request rows of cluster ``index`` from row ``start`` on."""
-        self._make_room(req=start + len(trace))
+        self._make_room(requests=start + len(trace))
         rows = self.state.req[index, start : start + len(trace)]
         rows.view(np.uint8).fill(0)  # assigning a zero record goes field by field, 15 times slower
         for target, source in (("prompt", "prompt_tokens"), ("output", "output_tokens")):
@@ -166,7 +151,12 @@ class KernelEngine(Engine):
         tokens = rows["prompt_tokens"].astype(np.int64) + rows["output_tokens"]
         entries = -(-tokens // size)
         ends = np.cumsum(entries)
-        self._make_room(chain=count, table=int(ends[-1]), links=len(segments.links), copies=segments.number + count)
+        self._make_room(
+            cached_requests=count,
+            cached_entries=int(ends[-1]),
+            cached_links=len(segments.links),
+            cached_segments=segments.number + count,
+        )
         chain = self.state.chain[index, :count]
         chain.view(np.uint8).fill(0)
         chain["links"], chain["link_count"] = segments.start, segments.count
@@ -196,8 +186,8 @@ class KernelEngine(Engine):
         if code < 0:
             index = -2 - code
             self._raise_livelock(index, int(self.state.env[index]["stalled_instance"]), "is computed again and again")
+        left = self._check_started(code) - int(self.pending[code])
         allowed = np.flatnonzero(self.state.inst[code]["available"])
-        left = int(self.state.env[code]["requests"] - self.pending[code])
         bad = next(int(action) for action in actions[code, :left] if action not in allowed)
         raise UserError(f"action={bad} of cluster {code}: no such instance is available (allowed: {allowed.tolist()})")
 
@@ -277,15 +267,17 @@ class KernelEngine(Engine):
     def snapshot(self, index: int) -> dict[str, NDArray[Any]]:
         """Return cluster ``index``'s full state as plain arrays, for `restore`."""
         count = self._check_started(index)
-        place = slice(index, index + 1)
-        rows = {name: getattr(self.state, name)[place] for name in State._fields if name not in SHARED}
-        for name in ("req", "chain"):
-            rows[name] = rows[name][:, :count]
-        return {name: row.copy() for name, row in rows.items()}
+        out = {}
+        for name, layout in LAYOUTS.items():
+            if layout.axes[0] == "B":
+                part = getattr(self.state, name)[index : index + 1]
+                out[name] = (part[:, :count] if layout.axes[-1] in ("requests", "cached_requests") else part).copy()
+        return out
 
     def restore(self, index: int, state: Mapping[str, NDArray[Any]]) -> None:
         """Put cluster ``index`` back into a state of `snapshot`; what follows is the same, bit for bit."""
-        self._make_room(**{name: state[name].shape[-1] for name in GROWING})
+        lengths = {LAYOUTS[name].axes[-1]: row.shape[-1] for name, row in state.items()}
+        self._make_room(**{axis: lengths[axis] for axis in GROWING})
         for name, row in state.items():
             target = getattr(self.state, name)[index : index + 1]
             if row.ndim > 1:
@@ -314,21 +306,25 @@ def _rank_rows(kinds: NDArray[np.int64], dp: NDArray[np.int64]) -> tuple[NDArray
     return rows, first_ranks
 
 
-def _stack_tables(specs: list[InstanceSpec]) -> NDArray[np.float64]:
-    """All tables in one array (2, S, tokens), or (4, S, tokens) if there are data-parallel groups."""
+def _latency_tables(specs: list[InstanceSpec]) -> dict[str, NDArray[Any]]:
+    """The latency tables of all specs, each with a row per spec; behind its end a row repeats its last number."""
     tables = [spec.tables() for spec in specs]
-    groups = any(spec.dp > 1 for spec in specs)
-    longest = max(len(one.moe_s if groups else one.decode_s) for one in tables)
-    out = np.zeros((4 if groups else 2, len(tables), longest))
-    for index, one in enumerate(tables):
-        tokens = len(one.decode_s)
-        out[0, index, :tokens] = one.decode_s
-        out[1, index, :tokens] = one.mixed_s
-        if groups:
-            spec = specs[index]
-            out[2, index, : len(one.moe_s)] = one.moe_s
-            out[2, index, len(one.moe_s) :] = one.moe_s[-1]
-            out[3, index, :tokens] = [
-                pad_tokens(n, spec.max_num_seqs, spec.engine.cuda_graph_padding) for n in range(tokens)
-            ]
-    return out
+    out: dict[str, list[NDArray[Any]]]
+    out = {"decode_s": [one.decode_s for one in tables], "mixed_s": [one.mixed_s for one in tables]}
+    if any(spec.dp > 1 for spec in specs):
+        out["moe_s"] = [one.moe_s for one in tables]
+        out["padded_tokens"] = [_padded_tokens(spec) for spec in specs]
+    else:
+        out["moe_s"] = [one.moe_s[:1] for one in tables]
+        out["padded_tokens"] = [np.zeros(1, np.int64) for _ in tables]
+    longest = {name: max(map(len, rows)) for name, rows in out.items()}
+    return {
+        name: np.array([np.pad(row, (0, longest[name] - len(row)), mode="edge") for row in rows])
+        for name, rows in out.items()
+    }
+
+
+def _padded_tokens(spec: InstanceSpec) -> NDArray[np.int64]:
+    """What an iteration of so many tokens of one rank is padded to."""
+    args = spec.max_num_seqs, spec.engine.cuda_graph_padding
+    return np.array([pad_tokens(tokens, *args) for tokens in range(spec.max_num_batched_tokens + 1)])

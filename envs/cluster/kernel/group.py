@@ -80,12 +80,12 @@ def schedule_group(st: State, b: int, i: int) -> bool:
         if n + prefill_tokens == 0:
             n = context = 1  # a rank without work takes part with a dummy token
         slowest = max(slowest, iteration_seconds(u, n, prefill_tokens, context, pairs))
-        padded += int(st.tables[3, kind, n + prefill_tokens])
+        padded += st.padded_tokens[kind, n + prefill_tokens]
     inst["peak_kv_blocks"] = max(inst["peak_kv_blocks"], used)
     inst["stalled_iterations"] += 1
     inst["end_ns"][slot] = EMPTY
     if tokens > 0:
-        seconds = slowest + st.tables[2, kind, min(padded, st.tables.shape[2] - 1)]
+        seconds = slowest + st.moe_s[kind, min(padded, st.moe_s.shape[1] - 1)]
         start = max(now, inst["last_end_ns"])
         inst["start_ns"][slot] = start
         inst["last_end_ns"] = inst["end_ns"][slot] = start + max(1, int(seconds * 1e9 + 0.5))

@@ -102,3 +102,12 @@ def jit(function: Function, **options: object) -> Function:
 
 
 large = functools.partial(jit, forceinline=False)  # not pasted into callers
+
+
+def jit_text(source: str, names: dict[str, Any], **options: object) -> Any:
+    """Compile the function that ``source`` defines with ``names`` as its globals.
+
+    For what compiled code cannot loop over, fields of different types. It is kept with the functions that call it.
+    """
+    exec(source, names)  # noqa: S102
+    return jit(names[source.partition("(")[0].removeprefix("def ")], cache=False, **options)

@@ -17,6 +17,7 @@ from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.golden import replay_file
 from fleetgym.envs.cluster.kernel import KernelEngine, jit, update
 from fleetgym.envs.cluster.kernel.golden import KernelReplay
+from fleetgym.envs.cluster.kernel.state import GROWING, LAYOUTS, unit
 from fleetgym.envs.cluster.kernel.stream import Stream, round_robin, stream
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import REJECTED, Trace, make_trace
@@ -100,6 +101,56 @@ def test_a_copied_engine_lives_on_its_own(duplicate):
     after = other.snapshot(0)
     assert all((before[name] == after[name]).all() for name in before)
     assert equal(play(other, np.zeros((1, 60), np.int64)), expected)
+
+
+@pytest.mark.parametrize("dp", [1, 3])
+@pytest.mark.parametrize("caching", [False, True])
+def test_each_array_is_what_its_row_of_the_table_says(caching, dp):
+    engine = KernelEngine(cluster(2, dp=dp, enable_prefix_caching=caching), 4, columns=("kv_usage",))
+    for index in range(4):
+        engine.reset(index, trace(index))
+    lengths = {"B": 4, "N": 2, "U": 2 if dp == 1 else 8, "S": 1, "F": 1, "requests": 60, "block_size": 16}
+    for name, layout in LAYOUTS.items():
+        array = getattr(engine.state, name)
+        assert array.dtype == layout.dtype
+        for axis, length in zip(layout.axes, array.shape, strict=True):
+            assert lengths.setdefault(axis, length) == length
+            assert length > 1 or axis in ("S", "F", "journal_entries") or axis.startswith(("cached", "group"))
+    cached, group = ({length > 1 for axis, length in lengths.items() if word in axis} for word in ("cached", "group"))
+    assert (cached, group) == ({caching}, {dp > 1})
+
+
+@pytest.mark.parametrize("dp", [1, 3])
+def test_a_unit_holds_the_instance_s_part_of_each_array(dp):
+    engine = KernelEngine([cluster(2, dp=dp), cluster(2, dp=dp, block_size=32)], 2, journal=9)
+    state, kinds = engine.state, (0, 1)
+    for b, kind in enumerate(kinds):
+        engine.reset(b, trace())
+        for i in range(state.inst.shape[1]):
+            parts = getattr(unit, "py_func", unit)(state, b, i)._asdict()
+            for name, part in parts.items():
+                whole, axes = getattr(state, name), LAYOUTS[name].axes
+                expected = {"B": whole[b, i] if axes[1:2] == ("U",) else whole[b], "S": whole[kind % len(whole)]}
+                assert np.array_equal(part, expected.get(axes[0], whole))
+                assert part.size == 1 or np.shares_memory(part, whole)
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_an_engine_that_grows_keeps_what_it_holds(caching):
+    engine = KernelEngine(cluster(enable_prefix_caching=caching), 2)
+    for index in range(2):
+        engine.reset(index, trace(index, count=30))
+    engine.run(np.zeros((2, 20), np.int64))
+    before, room = engine.snapshot(0), {name: array.shape for name, array in engine.state._asdict().items()}
+    engine.reset(1, trace(1, count=90))
+    after = engine.snapshot(0)
+    grown = {LAYOUTS[name].axes[-1] for name, array in engine.state._asdict().items() if array.shape != room[name]}
+    assert grown == (set(GROWING) if caching else {"requests"})
+    for name, array in before.items():
+        kept = after[name][..., : array.shape[-1]] if array.ndim > 1 else after[name]
+        assert (kept == array).all()
+    for name in ("req", "inst", *(("chain", "copies", "links") if caching else ())):
+        assert before[name].tobytes().strip(b"\0")  # there was something to keep
 
 
 def test_a_snapshot_is_not_touched_by_what_follows():
@@ -186,6 +237,8 @@ def test_wrong_calls_are_refused():
     engine = KernelEngine(cluster())
     with pytest.raises(UserError, match="call reset first"):
         engine.results(0)
+    with pytest.raises(UserError, match="call reset first"):
+        engine.step(np.zeros(1, np.int64))
     with pytest.raises(UserError, match="at least one"):
         engine.reset(0, trace(), np.zeros(3, bool))
     engine.reset(0, trace())
