@@ -99,24 +99,24 @@ class Instance:
         return int(self.env.now)
 
     @property
-    def signals(self) -> tuple[float, ...]:
-        """Values of the instance signals, in the order of SIGNALS up to ``decode_tokens_per_s``."""
-        usable = sum(rank.pool.usable for rank in self.ranks)
-        return (
-            self.in_flight.requests,
-            self.in_flight.prompt_tokens,
-            self.in_flight.awaiting_requests,
-            self.in_flight.awaiting_prompt_tokens,
-            self.in_flight.streamed_tokens,
-            (self.now - self.last_dispatch_ns) * NS,
-            self.ttft_ewma_s or 0.0,
-            sum(len(rank.running) for rank in self.ranks),
-            sum(len(rank.waiting) for rank in self.ranks),
-            self._used_blocks() / usable,
-            self.hardware.kv_capacity_tokens,
-            self.hardware.prefill_tokens_per_s,
-            self.hardware.decode_tokens_per_s,
-        )
+    def signals(self) -> dict[str, float]:
+        """Values of the signals that belong to an instance."""
+        return {
+            "in_flight_requests": self.in_flight.requests,
+            "in_flight_prompt_tokens": self.in_flight.prompt_tokens,
+            "awaiting_first_token_requests": self.in_flight.awaiting_requests,
+            "awaiting_first_token_prompt_tokens": self.in_flight.awaiting_prompt_tokens,
+            "streamed_tokens": self.in_flight.streamed_tokens,
+            "since_dispatch_s": (self.now - self.last_dispatch_ns) * NS,
+            "ttft_ewma_s": self.ttft_ewma_s or 0.0,
+            "running_requests": sum(len(rank.running) for rank in self.ranks),
+            "waiting_requests": sum(len(rank.waiting) for rank in self.ranks),
+            "kv_usage": self._used_blocks() / sum(rank.pool.usable for rank in self.ranks),
+            "kv_capacity_tokens": self.hardware.kv_capacity_tokens,
+            "prefill_tokens_per_s": self.hardware.prefill_tokens_per_s,
+            "decode_tokens_per_s": self.hardware.decode_tokens_per_s,
+            "remaining_tokens": self.in_flight.remaining_tokens,
+        }
 
     def receive(self, request: Request) -> None:
         """Take a dispatched request, or reject it if it can never run to its end."""

@@ -12,6 +12,7 @@ from fleetgym.envs.cluster.judging import NS, since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.requests import FINISHED, RESULT_DTYPE
 from fleetgym.envs.cluster.scheduler import Request
 from fleetgym.envs.cluster.spec import Slo
+from fleetgym.envs.signals import TERM_NAMES
 
 
 class Outcomes:
@@ -52,17 +53,17 @@ class Outcomes:
     def take_terms(self, now: int) -> list[float]:
         """Give the terms of the interval that ends ``now``, in the order of TERM_NAMES, and begin a new one."""
         self.advance(now)
-        terms = [
-            self.unfinished_ns * NS,
-            self.awaiting_ns * NS,
-            float(self.finished),
-            float(self.slo_met),
-            float(self.rejected),
-            float(self.preempted),
-            float(self.recomputed_tokens),
-        ]
+        terms = {
+            "unfinished_request_s": self.unfinished_ns * NS,
+            "awaiting_first_token_request_s": self.awaiting_ns * NS,
+            "finished": self.finished,
+            "slo_met": self.slo_met,
+            "rejected": self.rejected,
+            "preempted": self.preempted,
+            "recomputed_tokens": self.recomputed_tokens,
+        }
         self._clear()
-        return terms
+        return [float(terms[name]) for name in TERM_NAMES]
 
     def token(self, request: Request, now: int) -> None:
         """Note a returned token."""
@@ -84,7 +85,7 @@ class Outcomes:
     def _meets_slo(self, request: Request, now: int) -> bool:
         first = int(self.results["first_token_ns"][request.index])
         ttft = since_s(request.arrival_ns, first)
-        return within_slo(ttft, tpot_s(first, now, request.output_tokens), request.prompt_tokens, *self.slo.limits)
+        return within_slo(ttft, tpot_s(first, now, request.output_tokens), request.prompt_tokens, self.slo.limits)
 
 
 @dataclass

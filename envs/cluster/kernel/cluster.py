@@ -9,6 +9,7 @@ from fleetgym.envs.cluster.kernel.blocks import clear
 from fleetgym.envs.cluster.kernel.group import advance_group, choose_rank, wake_group
 from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.state import NEVER, NONE, REFUSED, Array, State, unit
+from fleetgym.envs.signals import SIGNAL_AT, TERM_AT
 
 
 @jit
@@ -95,13 +96,13 @@ def begin_terms(st: State, b: int) -> None:
 def end_terms(st: State, b: int) -> None:
     """Write the terms of the interval that ends now: integrals in exact ns, converted once."""
     env, now, terms = st.env[b], st.now_ns[b], st.terms[b]
-    terms[0] = (env["unfinished"] * now - env["unfinished_moment"]) * 1e-9
-    terms[1] = (env["awaiting"] * now - env["awaiting_moment"]) * 1e-9
-    terms[2] = env["finished"]
-    terms[3] = env["slo_met"]
-    terms[4] = env["rejected"]
-    terms[5] = env["preempted"]
-    terms[6] = env["recomputed"]
+    terms[TERM_AT.unfinished_request_s] = (env["unfinished"] * now - env["unfinished_moment"]) * 1e-9
+    terms[TERM_AT.awaiting_first_token_request_s] = (env["awaiting"] * now - env["awaiting_moment"]) * 1e-9
+    terms[TERM_AT.finished] = env["finished"]
+    terms[TERM_AT.slo_met] = env["slo_met"]
+    terms[TERM_AT.rejected] = env["rejected"]
+    terms[TERM_AT.preempted] = env["preempted"]
+    terms[TERM_AT.recomputed_tokens] = env["recomputed"]
 
 
 @jit
@@ -111,9 +112,9 @@ def observe(st: State, b: int) -> None:
     row = st.req[b, st.pending[b]]
     prompt = row["prompt"]
     values = st.values
-    values[13] = prompt
-    values[14] = row["priority"]
-    values[15] = row["output"]
+    values[SIGNAL_AT.prompt_tokens] = prompt
+    values[SIGNAL_AT.priority] = row["priority"]
+    values[SIGNAL_AT.output_tokens] = row["output"]
     in_order = True
     for f in range(len(st.columns)):
         in_order = in_order and st.columns[f] == f
@@ -126,20 +127,20 @@ def observe(st: State, b: int) -> None:
         if not inst["available"]:
             st.obs[b, i] = 0.0
             continue
-        values[0] = inst["in_flight"]
-        values[1] = inst["prompt_tokens"]
-        values[2] = inst["awaiting"]
-        values[3] = inst["awaiting_tokens"]
-        values[4] = inst["streamed"]
-        values[5] = (now - inst["dispatch_ns"]) * 1e-9
-        values[6] = max(inst["ttft_ewma_s"], 0.0)
-        values[7] = inst["running"]
-        values[8] = inst["waiting"]
-        values[9] = inst["used"] / spec["group_blocks"]
-        values[10] = spec["kv_capacity_tokens"]
-        values[11] = spec["prefill_tokens_per_s"]
-        values[12] = spec["decode_tokens_per_s"]
-        values[16] = inst["awaiting_tokens"] + inst["output_tokens"] - inst["streamed"]
+        values[SIGNAL_AT.in_flight_requests] = inst["in_flight"]
+        values[SIGNAL_AT.in_flight_prompt_tokens] = inst["prompt_tokens"]
+        values[SIGNAL_AT.awaiting_first_token_requests] = inst["awaiting"]
+        values[SIGNAL_AT.awaiting_first_token_prompt_tokens] = inst["awaiting_tokens"]
+        values[SIGNAL_AT.streamed_tokens] = inst["streamed"]
+        values[SIGNAL_AT.since_dispatch_s] = (now - inst["dispatch_ns"]) * 1e-9
+        values[SIGNAL_AT.ttft_ewma_s] = max(inst["ttft_ewma_s"], 0.0)
+        values[SIGNAL_AT.running_requests] = inst["running"]
+        values[SIGNAL_AT.waiting_requests] = inst["waiting"]
+        values[SIGNAL_AT.kv_usage] = inst["used"] / spec["group_blocks"]
+        values[SIGNAL_AT.kv_capacity_tokens] = spec["kv_capacity_tokens"]
+        values[SIGNAL_AT.prefill_tokens_per_s] = spec["prefill_tokens_per_s"]
+        values[SIGNAL_AT.decode_tokens_per_s] = spec["decode_tokens_per_s"]
+        values[SIGNAL_AT.remaining_tokens] = inst["awaiting_tokens"] + inst["output_tokens"] - inst["streamed"]
         if in_order:  # the usual case, which the compiler turns into vector instructions
             for f in range(len(st.columns)):
                 st.obs[b, i, f] = min(values[f], st.high[f])

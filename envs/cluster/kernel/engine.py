@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import GAP_BINS, Engine
+from fleetgym.envs.cluster.judging import EpisodeTotals
 from fleetgym.envs.cluster.kernel import handle
 from fleetgym.envs.cluster.kernel.spec_row import SPEC, spec_row
 from fleetgym.envs.cluster.kernel.state import CLUSTER, DONE, GROWING, LAYOUTS, NONE, REFUSED, State
@@ -247,11 +248,9 @@ class KernelEngine(Engine):
             out["cached_tokens"] = self.state.chain["cached"][index, :count]
         return out
 
-    def episode_totals(self, index: int) -> NDArray[np.float64]:
-        """Return sums over the requests, as the base class does."""
-        out = np.zeros(9)
-        episode_totals(self.state.req[index, : self._check_started(index)], self.state.slo, out)
-        return out
+    def episode_totals(self, index: int) -> EpisodeTotals:
+        """Return sums over the requests of cluster ``index``, to its present."""
+        return episode_totals(self.state.req[index, : self._check_started(index)], self.state.slo)
 
     def instance_stats(self, index: int) -> NDArray[np.void]:
         """Return the totals of each instance: INSTANCE_STATS_DTYPE, shape (N,), a copy."""

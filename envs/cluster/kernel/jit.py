@@ -23,17 +23,14 @@ import numpy as np
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 HERE = Path(__file__).parent
-SHARED = (
-    "engine",
-    "judging",
-    "segments",
-)  # modules of the cluster that compiled code takes constants and functions from
+# Modules outside that compiled code takes constants, record layouts and functions from.
+OUTSIDE = ("cluster.engine", "cluster.judging", "cluster.latency", "cluster.segments", "cluster.spec", "signals")
 MODULES = (
     *(f"{__package__}.{path.stem}" for path in sorted(HERE.glob("[!_]*.py"))),
     *(
-        f"{__package__.rpartition('.')[0]}.{path.stem}"
-        for path in sorted(HERE.parent.glob("*.py"))
-        if path.stem in SHARED
+        f"{__package__.rsplit('.', 2)[0]}.{name}"
+        for name in OUTSIDE
+        if (HERE.parents[1] / f"{name.replace('.', '/')}.py").is_file()
     ),
 )
 

@@ -101,7 +101,7 @@ def finish(u: Unit, r: int, now: int) -> None:
     env["finished"] += 1
     ttft = since_s(row["arrival_ns"], row["first_token_ns"])
     tpot = tpot_s(row["first_token_ns"], now, row["output"])
-    env["slo_met"] += within_slo(ttft, tpot, row["prompt"], u.slo[0], u.slo[1], u.slo[2])
+    env["slo_met"] += within_slo(ttft, tpot, row["prompt"], u.slo)
     row["state"] = DONE
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import copy
 import os
 import pickle
@@ -364,6 +365,18 @@ def copied_package(tmp_path):
 def test_an_edit_in_any_kernel_file_never_meets_stale_code(tmp_path):
     call = copied_package(tmp_path)
     assert [call(2), call(2), call(3)] == ["21 0\n", "21 1\n", "31 0\n"]
+
+
+HOST = {"engine", "golden", "stream"}  # modules of the kernel that use what they import outside compiled code
+
+
+def test_whatever_compiled_code_takes_from_elsewhere_is_part_of_the_cache_s_name():
+    files = [path for path in Path(jit.__file__).parent.glob("[!_]*.py") if path.stem not in HOST]
+    imports = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    taken = {node.module for node in imports if isinstance(node, ast.ImportFrom) and "fleetgym" in str(node.module)}
+    packages = {name.rpartition(".")[0] for name in jit.MODULES}
+    assert taken - packages <= set(jit.MODULES)
+    assert {"fleetgym.envs.signals", "fleetgym.envs.cluster.spec"} <= taken
 
 
 HOOK = """
