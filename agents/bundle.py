@@ -38,6 +38,21 @@ __all__ = ["Bundle", "BundleError", "load"]
 class Bundle:
     """An exported policy; made by `load`.
 
+    Parameters
+    ----------
+    manifest : dict
+        Checked.
+    specs : tuple of FeatureSpec
+        The F columns.
+    weights : mapping of str to ndarray
+        In the shapes of `fleetgym.agents.bundle_format.weight_shapes`.
+    model : bytes
+        ``policy.onnx``.
+    parity : bytes
+        ``parity.safetensors``.
+    tie_break : {"lowest_index", "random"}
+        Among equal scores.
+
     Attributes
     ----------
     name : str
@@ -78,7 +93,15 @@ class Bundle:
         self.reset([0], 1)
 
     def reset(self, seeds: Sequence[int], num_choices: int) -> None:
-        """Begin one episode per seed; the seeds only matter with ``tie_break="random"``."""
+        """Begin one episode per seed; the seeds only matter with ``tie_break="random"``.
+
+        Parameters
+        ----------
+        seeds : sequence of int, length B
+            Read with ``tie_break="random"`` only.
+        num_choices : int
+            N; any number will do.
+        """
         self._generators = [np.random.default_rng([int(seed), 0x7E5]) for seed in seeds]
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -106,24 +129,79 @@ class Bundle:
         return self.greedy(observation, mask)
 
     def greedy(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return the graph's own action, the lowest index of equal scores; arguments as for `act`."""
+        """Return the graph's own action, the lowest index of equal scores.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, N, F)
+        mask : ndarray of bool, shape (B, N)
+            Both as for `act`.
+
+        Returns
+        -------
+        ndarray of int64, shape (B,)
+
+        Raises
+        ------
+        BundleError
+            As `act`.
+        """
         self._check(observation, mask)
         return self._run(["action"], {"obs": observation, "mask": mask})[0]
 
     def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return the score of each instance, shape (B, N), -1e30 where masked; arguments as for `act`."""
+        """Return the score of each instance, -1e30 where masked.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, N, F)
+        mask : ndarray of bool, shape (B, N)
+            Both as for `act`.
+
+        Returns
+        -------
+        ndarray of float32, shape (B, N)
+
+        Raises
+        ------
+        BundleError
+            As `act`.
+        """
         self._check(observation, mask)
         return self._run(["scores"], {"obs": observation, "mask": mask})[0]
 
     def evaluate_numpy(
         self, observation: NDArray[np.float32], mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Compute scores and actions from the weights in plain numpy, without onnxruntime."""
+        """Compute scores and actions from the weights in plain numpy, without onnxruntime.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, N, F)
+        mask : ndarray of bool, shape (B, N)
+            Both as for `act`; not checked.
+
+        Returns
+        -------
+        scores : ndarray of float32, shape (B, N)
+        action : ndarray of int64, shape (B,)
+        """
         activation = self.manifest["architecture"]["activation"]
         return evaluate(self.manifest["kind"], activation, self.weights, observation, mask)
 
     def parity_vectors(self) -> list[dict[str, Array]]:
-        """Return the recorded decisions, one group per number of instances: obs, mask, scores, action."""
+        """Return the recorded decisions, one group per number of instances: obs, mask, scores, action.
+
+        Returns
+        -------
+        list of dict of str to ndarray
+            For each N of `PARITY_SIZES`: ``obs`` (B, N, F), ``mask`` (B, N), ``scores`` (B, N) and ``action`` (B,).
+
+        Raises
+        ------
+        BundleError
+            ``parity.safetensors`` is malformed, or holds more or less than that.
+        """
         tensors = checks.read_safetensors(self._parity, PARITY)
         groups = []
         for n in PARITY_SIZES:
@@ -171,6 +249,13 @@ class Bundle:
 
 
 def open_session(model: bytes) -> onnxruntime.InferenceSession:
+    """Open a graph in onnxruntime, for one thread on the CPU.
+
+    Parameters
+    ----------
+    model : bytes
+        An ONNX file.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4

@@ -72,6 +72,15 @@ _MANIFEST: Mapping[str, Any] = {
 def read_folder(path: Path) -> dict[str, bytes]:
     """Read all files of a bundle, after checking what the folder lists.
 
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    dict of str to bytes
+        Content by file name.
+
     Raises
     ------
     BundleError
@@ -106,7 +115,20 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """Parse JSON of bounded depth without repeated keys, NaN, infinities or giant integers."""
+    """Parse JSON of bounded depth without repeated keys, NaN, infinities or giant integers.
+
+    Parameters
+    ----------
+    data : bytes
+        UTF-8.
+    where : str
+        File name, for messages.
+
+    Raises
+    ------
+    BundleError
+        Anything else.
+    """
     depth = deepest = 0
     in_string = escaped = False
     for byte in data:
@@ -176,6 +198,11 @@ def _check(value: Any, expected: Any, where: str) -> None:
 def read_manifest(data: bytes) -> dict[str, Any]:
     """Parse and check ``manifest.json``.
 
+    Parameters
+    ----------
+    data : bytes
+        Of the file.
+
     Raises
     ------
     BundleError
@@ -204,7 +231,22 @@ def read_manifest(data: bytes) -> dict[str, Any]:
 
 
 def read_features(manifest: Mapping[str, Any]) -> tuple[FeatureSpec, ...]:
-    """Return the feature table of a checked manifest."""
+    """Return the feature table of a checked manifest.
+
+    Parameters
+    ----------
+    manifest : mapping
+        As `read_manifest` returns it.
+
+    Returns
+    -------
+    tuple of FeatureSpec, length F
+
+    Raises
+    ------
+    BundleError
+        Too many or none, a name twice, a range or source that a router cannot have.
+    """
     rows = manifest["observation"]["features"]
     if not 1 <= len(rows) <= MAX_FEATURES:
         raise BundleError(f"{MANIFEST}: {len(rows)} features, allowed are 1 to {MAX_FEATURES}")
@@ -221,7 +263,20 @@ def read_features(manifest: Mapping[str, Any]) -> tuple[FeatureSpec, ...]:
 
 
 def check_digests(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
-    """Compare size and SHA-256 of every other file with the manifest."""
+    """Compare size and SHA-256 of every other file with the manifest.
+
+    Parameters
+    ----------
+    files : mapping of str to bytes
+        As `read_folder` returns them.
+    manifest : mapping
+        As `read_manifest` returns it.
+
+    Raises
+    ------
+    BundleError
+        A file that is not listed, listed and not there, or of another size or digest.
+    """
     listed, expected = manifest["files"], set(files) - {MANIFEST}
     if set(listed) != expected:
         strange = min(set(listed) ^ expected)
@@ -236,6 +291,18 @@ def check_digests(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> No
 
 def read_safetensors(data: bytes, where: str) -> dict[str, Array]:
     """Parse a safetensors file of finite float32, int64 and bool tensors without copying them.
+
+    Parameters
+    ----------
+    data : bytes
+        Of the file.
+    where : str
+        File name, for messages.
+
+    Returns
+    -------
+    dict of str to ndarray
+        In the shapes that the header gives them.
 
     Raises
     ------
@@ -270,7 +337,22 @@ def read_safetensors(data: bytes, where: str) -> dict[str, Array]:
 
 
 def check_weights(weights: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Compare names, shapes and types with the architecture, and refuse NaN and infinities."""
+    """Compare names, shapes and types with the architecture, and refuse NaN and infinities.
+
+    Parameters
+    ----------
+    weights : mapping of str to ndarray
+        As read.
+    expected : mapping of str to tuple of int
+        Shapes (`fleetgym.agents.bundle_format.weight_shapes`).
+    where : str
+        File name, for messages.
+
+    Raises
+    ------
+    BundleError
+        Naming the tensor that differs.
+    """
     if set(weights) != set(expected):
         raise BundleError(f"{where}: tensor {shown(min(set(weights) ^ set(expected)))} is missing or unknown")
     for name, shape in expected.items():
@@ -283,7 +365,22 @@ def check_weights(weights: Mapping[str, Array], expected: Mapping[str, tuple[int
 
 
 def check_onnx(data: bytes, kind: str, activation: str, weights: Mapping[str, Array]) -> None:
-    """Refuse a graph that is not operator for operator and bit for bit the one of ``weights``."""
+    """Refuse a graph that is not operator for operator and bit for bit the one of ``weights``.
+
+    Parameters
+    ----------
+    data : bytes
+        ``policy.onnx``.
+    kind : {"scorer_mlp", "linear_score"}
+    activation : {"relu", "tanh"}
+    weights : mapping of str to ndarray
+        Checked by `check_weights`.
+
+    Raises
+    ------
+    BundleError
+        Naming the operator, tensor, input or output that differs.
+    """
     if len(data) > sum(w.nbytes for w in weights.values()) + (64 << 10):
         raise BundleError(f"{ONNX}: {len(data)} bytes, far more than its weights")
     found, nodes = read_onnx(data), graph(kind, activation)

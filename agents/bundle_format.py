@@ -53,7 +53,17 @@ class BundleError(ValueError):
 
 
 def shown(value: object) -> str:
-    """Return ``value`` as one short printable piece of a message: bundles may hold anything."""
+    """Return ``value`` as one short printable piece of a message: bundles may hold anything.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    str
+        ASCII, at most 80 characters.
+    """
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -93,7 +103,13 @@ class FeatureSpec:
 
     @classmethod
     def of(cls, row: Any) -> FeatureSpec:
-        """Copy the fields of a mapping or of an object with the same attribute names."""
+        """Copy the fields of a mapping or of an object with the same attribute names.
+
+        Parameters
+        ----------
+        row : mapping or object
+            A row of a manifest, or a signal (`fleetgym.envs.signals.Signal`).
+        """
         values = row if isinstance(row, Mapping) else {name: getattr(row, name) for name in cls.__annotations__}
         return cls(
             name=str(values["name"]),
@@ -137,7 +153,18 @@ class FeatureSpec:
 
 
 def feature_tensors(features: Sequence[FeatureSpec]) -> dict[str, Array]:
-    """Return what the graph needs of the feature table: one column vector (F, 1) per property."""
+    """Return what the graph needs of the feature table: one column vector (F, 1) per property.
+
+    Parameters
+    ----------
+    features : sequence of FeatureSpec
+        The F columns.
+
+    Returns
+    -------
+    dict of str to ndarray, each of shape (F, 1)
+        ``features.log1p`` is bool, all others float32.
+    """
 
     def column(values: Sequence[float]) -> Array:
         return np.array(values, np.float32)[:, None]
@@ -154,7 +181,16 @@ def feature_tensors(features: Sequence[FeatureSpec]) -> dict[str, Array]:
 
 
 def weight_shapes(kind: str, num_features: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of each tensor in ``weights.safetensors``; matrices are (out, in)."""
+    """Return name and shape of each tensor in ``weights.safetensors``; matrices are (out, in).
+
+    Parameters
+    ----------
+    kind : {"scorer_mlp", "linear_score"}
+    num_features : int
+        F, columns of the observation.
+    hidden : int
+        H, width of the layers; unused by ``linear_score``.
+    """
     F, H = num_features, hidden
     shapes: dict[str, tuple[int, ...]] = {f"features.{n}": (F, 1) for n in ("missing", "low", "high", "log1p", "gain")}
     if kind == "linear_score":
@@ -164,7 +200,19 @@ def weight_shapes(kind: str, num_features: int, hidden: int) -> dict[str, tuple[
 
 
 class Node(NamedTuple):
-    """One operator of the graph; attributes are integers or tuples of integers."""
+    """One operator of the graph.
+
+    Attributes
+    ----------
+    op : str
+        Its ONNX type.
+    inputs : tuple of str
+        Names of tensors, in order.
+    output : str
+        Name of its one output.
+    attributes : tuple of (str, int or tuple of int)
+        Sorted by name.
+    """
 
     op: str
     inputs: tuple[str, ...]
@@ -189,6 +237,12 @@ def graph(kind: str, activation: str) -> tuple[Node, ...]:
 
     Instances lie along the last axis inside the graph, so that every broadcast runs over contiguous
     memory: at 512 instances this takes 60 % of the time of the row-wise order.
+
+    Parameters
+    ----------
+    kind : {"scorer_mlp", "linear_score"}
+    activation : {"relu", "tanh"}
+        Unused by ``linear_score``.
     """
     clean = (
         _node("Transpose", "obs", "columns", perm=(0, 2, 1)),
@@ -229,12 +283,29 @@ def graph(kind: str, activation: str) -> tuple[Node, ...]:
 
 
 def used_constants(nodes: Sequence[Node]) -> dict[str, Array]:
-    """Return the constants that ``nodes`` read."""
+    """Return the constants that ``nodes`` read.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+
+    Returns
+    -------
+    dict of str to ndarray
+        Of `CONSTANTS`, each of shape (1,).
+    """
     read = {name for node in nodes for name in node.inputs}
     return {name: value for name, value in CONSTANTS.items() if name in read}
 
 
 def used_weights(nodes: Sequence[Node], weights: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the weights that ``nodes`` read; ``linear_score`` leaves transform and gain alone."""
+    """Return the weights that ``nodes`` read; ``linear_score`` leaves transform and gain alone.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+    weights : mapping of str to ndarray
+        In the shapes of `weight_shapes`.
+    """
     read = {name for node in nodes for name in node.inputs}
     return {name: value for name, value in weights.items() if name in read}

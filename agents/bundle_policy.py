@@ -18,10 +18,18 @@ from fleetgym.envs.signals import find_signal
 class BundlePolicy:
     """A policy from a bundle folder (`fleetgym.agents.bundle`).
 
+    Parameters
+    ----------
+    path : path
+        The bundle's folder.
+    problem : Problem, optional
+        What it is to decide; None: checked against no environment, only against the table of signals.
+
     Raises
     ------
     UserError
-        The bundle is refused, exported from another environment, or wants a feature that this one does not have or means otherwise.
+        The bundle is refused, exported from another environment, or wants a feature that this one does not have or
+        means otherwise.
     """
 
     kind = "bundle"
@@ -36,11 +44,36 @@ class BundlePolicy:
         _check(f"bundle={str(path)!r}", self.bundle.manifest["environment"]["id"], self.bundle.feature_specs, problem)
 
     def reset(self, seeds: Sequence[int], num_choices: int) -> None:
-        """Begin one episode per seed."""
+        """Begin one episode per seed.
+
+        Parameters
+        ----------
+        seeds : sequence of int, length B
+        num_choices : int
+            N; any number will do.
+        """
         self.bundle.reset(seeds, num_choices)
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose an instance per environment (`fleetgym.envs.policy.Policy.act`)."""
+        """Choose an instance per environment (`fleetgym.envs.policy.Policy.act`).
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, N, F)
+            Raw physical units.
+        mask : ndarray of bool, shape (B, N)
+            Instances that may be chosen.
+
+        Returns
+        -------
+        ndarray of int64, shape (B,)
+            Of equal ones the lowest index.
+
+        Raises
+        ------
+        BundleError
+            As `fleetgym.agents.bundle.Bundle.act`.
+        """
         return self.bundle.act(observation, mask)
 
 

@@ -17,6 +17,11 @@ TOLERANCE = 1e-5
 def verify(path: str | Path) -> dict[str, Any]:
     """Recompute all parity vectors with onnxruntime and with plain numpy.
 
+    Parameters
+    ----------
+    path : path
+        The bundle's folder.
+
     Returns
     -------
     dict

@@ -45,6 +45,7 @@ def play(batch: Batch, policies: Sequence[Policy], seeds: Sequence[int], *, watc
     batch : Batch
         Begun, with ``len(seeds)`` episodes for each policy, one policy's behind the other's.
     policies : sequence of Policy, length P
+        Reset here.
     seeds : sequence of int
         Of each policy's own randomness, the same for all.
     watch : callable, optional
@@ -54,6 +55,8 @@ def play(batch: Batch, policies: Sequence[Policy], seeds: Sequence[int], *, watc
     ------
     UserError
         A policy needs a column that the problem does not offer, or cannot decide between so many choices.
+    ValueError
+        The batch does not hold ``len(policies) * len(seeds)`` episodes.
     """
     problem, count = batch.problem, len(seeds)
     if len(batch) != count * len(policies):
@@ -91,7 +94,8 @@ class Episode:
     trace : Trace
     results : ndarray of RESULT_DTYPE, shape (R,)
     instance_stats : ndarray of INSTANCE_STATS_DTYPE, shape (N,)
-    gap_histogram : ndarray of int64
+    gap_histogram : ndarray of int64, shape (GAP_BINS,)
+        Token gaps of all requests by `fleetgym.envs.cluster.engine.gap_bin`.
     policy, kind : str
         Name and kind of who decided.
     window : int
@@ -121,8 +125,11 @@ class Episode:
         index : int
             Which of its episodes.
         policy : Policy
+            Who decided.
         window : int
+            Number of the episode in a comparison.
         decision_us : float
+            Wall-clock microseconds per decision.
         """
         engine, trace = batch.engine, batch.traces[index]
         assert trace is not None
@@ -131,13 +138,13 @@ class Episode:
         return cls(batch.problem, trace, *found, policy.name, policy.kind, window, decision_us)
 
     def summary(self) -> dict[str, Any]:
-        """Return the metrics of `fleetgym.envs.cluster.metrics.summarize`."""
+        """Return the metrics of `fleetgym.envs.cluster.metrics.summarize`, nested by group."""
         problem = self.problem
         found = self.results, self.instance_stats, self.gap_histogram
         return summarize(self.trace, *found, problem.cluster, problem.slo, failure_s=problem.failure_s)
 
     def requests(self) -> dict[str, NDArray[Any]]:
-        """Return one column per quantity, one row per request."""
+        """Return one column, shape (R,), per quantity of `fleetgym.envs.cluster.metrics.per_request`."""
         return per_request(self.trace, self.results, self.problem.slo, failure_s=self.problem.failure_s)
 
     def attainment_curve(self) -> list[float]:

@@ -34,7 +34,7 @@ def register(env_id: str, problem: type[Problem] | str) -> None:
     UserError
         The id stands for another problem already, or the class for another id.
     gymnasium.error.Error
-        It is no id.
+        ``env_id`` is not as Gymnasium wants ids to be.
     """
     if _problems.get(env_id, problem) != problem and _path(_problems[env_id]) != _path(problem):
         raise UserError(f"env.id={env_id!r}: stands for {_path(_problems[env_id])} already")
@@ -73,6 +73,7 @@ def bare_id(env_id: str) -> str:
     Parameters
     ----------
     env_id : str
+        ``module:name``, or ``name``, which stays as it is.
     """
     return env_id.rpartition(":")[2]
 
@@ -88,7 +89,7 @@ def find_problem(env_id: str) -> type[Problem]:
     Raises
     ------
     UserError
-        Not registered; the near ids are listed.
+        Its module cannot be imported, or it is not registered; the near ids are listed.
     """
     module, _, name = env_id.rpartition(":")
     if module:

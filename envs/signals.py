@@ -66,7 +66,12 @@ class Signal:
 
 @dataclass(frozen=True)
 class Term:
-    """One number that the engines measure between two decisions, for rewards to weigh."""
+    """One number that the engines measure between two decisions, for rewards to weigh.
+
+    Attributes
+    ----------
+    name, unit, meaning : str
+    """
 
     name: str
     unit: str
@@ -78,7 +83,7 @@ def _places(kind: str, names: tuple[str, ...]) -> Any:
     return namedtuple(kind, names)(*range(len(names)))
 
 
-# A gauge that could not be read is taken for a moderately busy instance: as 0 it would look idle and draw every request.
+# A gauge that could not be read stands for a moderately busy instance: as 0 it would look idle and draw every request.
 SIGNALS: tuple[Signal, ...] = (
     Signal(
         name="in_flight_requests",
@@ -257,6 +262,7 @@ def declare(signals: Iterable[Signal]) -> tuple[str, ...]:
     Parameters
     ----------
     signals : iterable of Signal
+        Declaring an equal one again changes nothing.
 
     Returns
     -------
@@ -283,6 +289,7 @@ def find_signal(name: str) -> Signal:
     Parameters
     ----------
     name : str
+        Of `SIGNALS`, or of one that `declare` made known.
 
     Raises
     ------

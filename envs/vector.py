@@ -122,6 +122,12 @@ class FleetVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[A
             ``{"reset_mask": ndarray of bool, shape (B,)}``: begin an episode in these only; the others stay as
             they are, and ``info`` tells nothing of them.
 
+        Returns
+        -------
+        observations : ndarray of float32, shape (B, C, F)
+        info : dict
+            ``action_mask``: ndarray of bool, shape (B, C).
+
         Raises
         ------
         UserError, TypeError
@@ -174,6 +180,17 @@ class FleetVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[A
         Parameters
         ----------
         actions : array_like of int, shape (B,)
+
+        Returns
+        -------
+        observations : ndarray of float32, shape (B, C, F)
+        rewards : ndarray of float64, shape (B,)
+        terminations : ndarray of bool, shape (B,)
+            Always False.
+        truncations : ndarray of bool, shape (B,)
+        info : dict
+            As of `fleetgym.envs.env.FleetEnv.step`, each array with an axis B in front and a mask ``_name`` beside it;
+            in SAME_STEP ``final_obs`` and ``final_info`` of what has ended.
 
         Raises
         ------

@@ -21,7 +21,23 @@ from fleetgym.experiments.report.tables import print_summary
 
 @command("simulate")
 def main(cfg: DictConfig) -> float | None:
-    """Simulate one episode; return its mean E2E latency in seconds."""
+    """Simulate one episode; return its mean E2E latency in seconds.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/simulate.yaml``.
+
+    Returns
+    -------
+    float or None
+        None if no request finished.
+
+    Raises
+    ------
+    UserError
+        A faulty option, trace or policy, or a run folder that cannot be written.
+    """
     options = read_options(SimulateOptions, cfg)
     problem = problem_of(cfg)
     note_estimates(problem.cluster)
