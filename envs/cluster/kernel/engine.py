@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import GAP_BINS, Engine
 from fleetgym.envs.cluster.judging import EpisodeTotals
-from fleetgym.envs.cluster.kernel import handle
+from fleetgym.envs.cluster.kernel import entry_points
 from fleetgym.envs.cluster.kernel.spec_row import SPEC, spec_row
 from fleetgym.envs.cluster.kernel.state import CLUSTER, DONE, GROWING, LAYOUTS, NONE, REFUSED, State
 from fleetgym.envs.cluster.kernel.totals import episode_totals
@@ -61,7 +61,7 @@ class KernelEngine(Engine):
         self._caching = any(spec.engine.enable_prefix_caching for spec in self._specs)
         self._actions_shape = (batch,)
         self.state = self._allocate(journal)
-        self.handle = handle.make_handle(self.state)
+        self.handle = entry_points.make_handle(self.state)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the handle out of copies and pickles: it holds addresses."""
@@ -69,7 +69,7 @@ class KernelEngine(Engine):
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         vars(self).update(attributes)
-        self.handle = handle.make_handle(self.state)
+        self.handle = entry_points.make_handle(self.state)
 
     def _allocate(self, journal: int) -> State:
         batch, rows = self._rows.shape
@@ -112,7 +112,7 @@ class KernelEngine(Engine):
                 grown[name][..., : old.shape[-1]] = old
         if grown:
             self.state = self.state._replace(**grown)
-            self.handle = handle.make_handle(self.state)
+            self.handle = entry_points.make_handle(self.state)
 
     def reset(self, index: int, trace: Trace, available: NDArray[np.bool_] | None = None) -> None:
         """Start cluster ``index`` on ``trace`` and stop at its first decision."""
@@ -132,7 +132,7 @@ class KernelEngine(Engine):
         state.inst[index, : self.num_instances]["available"] = flags
         if self._caching:
             self._set_chains(index, trace)
-        handle.begin(self.handle, index)
+        entry_points.begin(self.handle, index)
 
     def write_requests(self, index: int, start: int, trace: Trace) -> None:
         """Write a trace into the request rows of cluster ``index`` from row ``start`` on."""
@@ -170,7 +170,7 @@ class KernelEngine(Engine):
         actions = np.ascontiguousarray(actions, np.int64)
         if actions.shape != self._actions_shape:
             raise UserError(f"actions: shape {actions.shape}: must be {self._actions_shape}")
-        code = handle.step(self.handle, actions)
+        code = entry_points.step(self.handle, actions)
         if code != NONE:
             self._complain(code, actions.reshape(-1, 1))
 
@@ -179,7 +179,7 @@ class KernelEngine(Engine):
         actions = np.ascontiguousarray(actions, np.int64)
         if actions.ndim != 2 or len(actions) != self.batch:
             raise UserError(f"actions: shape {actions.shape}: must be ({self.batch}, K)")
-        code = handle.run(self.handle, actions)
+        code = entry_points.run(self.handle, actions)
         if code != NONE:
             self._complain(code, actions)
 
@@ -210,7 +210,7 @@ class KernelEngine(Engine):
         if not self.done[index]:
             left = int(self.state.env[index]["requests"] - self.pending[index])
             raise UserError(f"drain: cluster {index} has {left} requests that are not dispatched yet")
-        code = handle.drain(self.handle, index)
+        code = entry_points.drain(self.handle, index)
         if code < NONE:
             self._complain(code, np.zeros((self.batch, 0), np.int64))
         elif code != NONE:

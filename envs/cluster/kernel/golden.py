@@ -14,7 +14,7 @@ import numpy as np
 from fleetgym.envs.cluster.golden import Case, Counts, Step, case_args, case_request
 from fleetgym.envs.cluster.kernel import schedule, update
 from fleetgym.envs.cluster.kernel.engine import KernelEngine
-from fleetgym.envs.cluster.kernel.handle import counted, open_state
+from fleetgym.envs.cluster.kernel.entry_points import counted, open_state
 from fleetgym.envs.cluster.kernel.lists import enqueue
 from fleetgym.envs.cluster.kernel.state import FINISH, WAITING, Array, State, unit
 from fleetgym.envs.cluster.kernel.tokens import ADMITTED, PREEMPTED, computed_tokens

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fleetgym.envs.cluster.block_pool import BlockPool
 from fleetgym.envs.cluster.kernel import KernelEngine, blocks
-from fleetgym.envs.cluster.kernel.handle import counted, open_state
+from fleetgym.envs.cluster.kernel.entry_points import counted, open_state
 from fleetgym.envs.cluster.kernel.state import unit
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import make_trace

@@ -18,8 +18,8 @@ from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.golden import replay_file
 from fleetgym.envs.cluster.kernel import KernelEngine, jit, update
 from fleetgym.envs.cluster.kernel.golden import KernelReplay
+from fleetgym.envs.cluster.kernel.long_traces import Stream, round_robin, stream
 from fleetgym.envs.cluster.kernel.state import GROWING, LAYOUTS, unit
-from fleetgym.envs.cluster.kernel.stream import Stream, round_robin, stream
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import REJECTED, Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
@@ -367,7 +367,7 @@ def test_an_edit_in_any_kernel_file_never_meets_stale_code(tmp_path):
     assert [call(2), call(2), call(3)] == ["21 0\n", "21 1\n", "31 0\n"]
 
 
-HOST = {"engine", "golden", "stream"}  # modules of the kernel that use what they import outside compiled code
+HOST = {"engine", "golden", "long_traces"}  # modules of the kernel that use what they import outside compiled code
 
 
 def test_whatever_compiled_code_takes_from_elsewhere_is_part_of_the_cache_s_name():
