@@ -69,13 +69,13 @@ class Outcomes:
         """Note a returned token."""
         index = request.index
         self.advance(now)
-        if request.generated == 1:
+        if request.returned_tokens == 1:
             self.results["first_token_ns"][index] = now
             self.awaiting -= 1
         else:
             self.gaps[gap_bin(now - int(self.last_token_ns[index]))] += 1
         self.last_token_ns[index] = now
-        if request.generated == request.output_tokens:
+        if request.returned_tokens == request.output_tokens:
             self.results["finish_ns"][index] = now
             self.results["status"][index] = FINISHED
             self.unfinished -= 1
@@ -115,10 +115,10 @@ class InFlight:
     def token(self, request: Request) -> None:
         """Count a returned token; the last one takes its request out."""
         self.streamed_tokens += 1
-        if request.generated == 1:
+        if request.returned_tokens == 1:
             self.awaiting_requests -= 1
             self.awaiting_prompt_tokens -= request.prompt_tokens
-        if request.generated == request.output_tokens:
+        if request.returned_tokens == request.output_tokens:
             self.requests -= 1
             self.prompt_tokens -= request.prompt_tokens
             self.output_tokens -= request.output_tokens

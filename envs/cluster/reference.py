@@ -95,7 +95,7 @@ class Cluster:
     def mask(self) -> NDArray[np.bool_]:
         """Available instances that can hold the pending prompt and one token, or all if none can."""
         prompt = self.trace.requests["prompt_tokens"][min(self.pending, len(self.trace) - 1)]
-        large = np.array([prompt + 1 <= instance.longest_tokens for instance in self.instances])
+        large = np.array([prompt + 1 <= instance.max_model_len for instance in self.instances])
         fitting: NDArray[np.bool_] = self.available & large
         return fitting if fitting.any() else self.available
 
