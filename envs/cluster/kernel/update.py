@@ -25,16 +25,11 @@ def update(u: Unit) -> None:
     if end == EMPTY:
         return
     count_blocks(u, end)
-    bulk = inst["bulk"][slot]
     inst["busy_ns"] += end - inst["start_ns"][slot]
     inst["iterations"] += 1
     inst["prefill_tokens"] += inst["prefill"][slot]
     inst["decode_tokens"] += inst["decodes"][slot]
-    inst["streamed"] += bulk
-    if bulk > 0:
-        u.gaps[gap_bin(end - inst["returned_ns"])] += bulk
-        inst["stalled_iterations"] = 0
-    inst["returned_ns"] = end
+    in_step = returned = inst["bulk"][slot]  # in step: those that the iteration before gave a token, too
     r = inst["head"][slot]
     while r >= 0:
         link = req[r]["link"][slot]
@@ -42,10 +37,17 @@ def update(u: Unit) -> None:
         if u.spec["enable_prefix_caching"]:
             register_returned(u, slot, r)
         if link & TOKEN:
-            give_token(u, r, end)
+            in_step += give_token(u, r, end)
+            returned += 1
         if link & FINISH:
             finish(u, r, end)
         r = (link >> 2) - 1
+    if in_step > 0:
+        u.gaps[gap_bin(end - inst["returned_ns"])] += in_step
+    if returned > 0:
+        inst["stalled_iterations"] = 0
+        inst["streamed"] += returned
+    inst["returned_ns"] = end
 
 
 @jit
@@ -61,15 +63,16 @@ def register_returned(u: Unit, slot: int, r: int) -> None:
 
 
 @jit
-def give_token(u: Unit, r: int, now: int) -> None:
-    """Return one token to a request."""
+def give_token(u: Unit, r: int, now: int) -> bool:
+    """Return one token to a request; True leaves the gap to be counted: it is that of two iterations on end."""
     inst, row = u.inst, u.req[r]
-    inst["stalled_iterations"] = 0
-    inst["streamed"] += 1
     if row["first_token_ns"] >= 0:
-        u.gaps[gap_bin(now - row["last_token_ns"])] += 1
+        last = row["last_token_ns"]
         row["last_token_ns"] = now
-        return
+        if last == inst["returned_ns"]:
+            return True
+        u.gaps[gap_bin(now - last)] += 1
+        return False
     row["first_token_ns"] = row["last_token_ns"] = now
     inst["awaiting"] -= 1
     inst["awaiting_tokens"] -= row["prompt"]
@@ -78,6 +81,7 @@ def give_token(u: Unit, r: int, now: int) -> None:
     ttft = since_s(row["arrival_ns"], now)
     ewma = inst["ttft_ewma_s"]
     inst["ttft_ewma_s"] = ttft if ewma < 0.0 else ewma + EWMA_WEIGHT * (ttft - ewma)
+    return False
 
 
 @jit

@@ -32,8 +32,8 @@ def share(handle: Any, r: int, hits: int) -> None:
 
 
 @counted
-def grow(handle: Any, r: int, held: int, end: int, returned: int) -> None:
-    blocks.grow(unit(open_state(handle), 0, 0), r, held, end, returned)
+def grow(handle: Any, r: int, count: int, end: int, returned: int) -> None:
+    blocks.grow(unit(open_state(handle), 0, 0), r, count, end, returned)
 
 
 @counted
@@ -96,7 +96,7 @@ class Pair:
         for place in range(held.registered, full):
             self.pool.register(held.blocks[place], self.content(request, place))
         held.registered = full
-        grow(self.engine.handle, request, before, end, end - lag)
+        grow(self.engine.handle, request, count, end, end - lag)
 
     def release(self, request: int) -> None:
         held = self.held[request]

@@ -171,11 +171,11 @@ MUTANTS = {
                 skip += ahead and idle
                 budget += preempt(u, slot, victim)""",
         """        r = req[r]["next"]
-    commit(u, slot)""",
+    if not at_once:""",
         """        r = req[r]["next"]
         while skip > 0 and r >= 0:
             r, skip = req[r]["next"], skip - 1
-    commit(u, slot)""",
+    if not at_once:""",
     ),
     "the front of an extent is evicted first": (
         "blocks.py",
@@ -218,9 +218,21 @@ MUTANTS = {
     "admissions are not held back": ("schedule.py", "past, largest, budget)", "past, budget)"),
     "decodes lock step again beside several partial prefills": (
         "exact.py",
-        'if complete and not u.spec["exact_path"]:',
-        "if complete:",
+        'if r < 0 and not u.spec["exact_path"]:',
+        "if r < 0:",
     ),
+    "decodes lock step again behind one that was not served": (
+        "exact.py",
+        'if r < 0 and not u.spec["exact_path"]:',
+        'if not u.spec["exact_path"]:',
+    ),
+    "what a victim was given counts": (
+        "exact.py",
+        'at_once = u.spec["scheduling_policy"] != PRIORITY',
+        "at_once = True",
+    ),
+    "every gap is that of two iterations on end": ("update.py", 'if last == inst["returned_ns"]:', "if last >= 0:"),
+    "a token returned on its own is no progress": ("update.py", "if returned > 0:", 'if inst["bulk"][slot] > 0:'),
     "a step served one by one has the room of an iteration": (
         "exact.py",
         'budget = u.spec["max_num_scheduled_tokens"]',
