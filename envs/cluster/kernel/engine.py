@@ -12,16 +12,13 @@ from fleetgym.envs.cluster.engine import GAP_BINS, Engine
 from fleetgym.envs.cluster.judging import EpisodeTotals
 from fleetgym.envs.cluster.kernel import entry_points
 from fleetgym.envs.cluster.kernel.spec_row import SPEC, spec_row
-from fleetgym.envs.cluster.kernel.state import CLUSTER, DONE, GROWING, LAYOUTS, NONE, REFUSED, State
+from fleetgym.envs.cluster.kernel.state import CLUSTER, FINISHED, GROWING, LAYOUTS, NONE, STATUS, State
 from fleetgym.envs.cluster.kernel.totals import episode_totals
 from fleetgym.envs.cluster.latency import pad_tokens
 from fleetgym.envs.cluster.requests import (
-    FINISHED,
     INSTANCE_STATS_DTYPE,
-    REJECTED,
     REQUEST_DTYPE,
     RESULT_DTYPE,
-    UNFINISHED,
     Trace,
 )
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
@@ -29,6 +26,7 @@ from fleetgym.envs.errors import LivelockError, UserError
 from fleetgym.envs.signals import SIGNAL_INDEX, SIGNAL_NAMES
 
 MAX_REQUESTS = 2**28
+GIVEN = ("arrival_ns", "prompt_tokens", "output_tokens", "priority")  # what a request row takes from the trace
 
 
 class KernelEngine(Engine):
@@ -124,8 +122,8 @@ class KernelEngine(Engine):
             raise UserError(f"{trace.name}: {count} requests: at most {MAX_REQUESTS} are possible, stream the trace")
         self.write_requests(index, 0, trace)
         state = self.state
-        state.env[index] = np.zeros((), CLUSTER)
-        state.env[index]["requests"] = count
+        state.cluster[index] = np.zeros((), CLUSTER)
+        state.cluster[index]["requests"] = count
         state.inst[index].view(np.uint8).fill(0)
         state.inst[index]["spec"] = self._rows[index]
         state.inst[index, : self.num_instances]["first_rank"] = self._first_ranks[index]
@@ -139,9 +137,7 @@ class KernelEngine(Engine):
         self._make_room(requests=start + len(trace))
         rows = self.state.req[index, start : start + len(trace)]
         rows.view(np.uint8).fill(0)  # assigning a zero record goes field by field, 15 times slower
-        for target, source in (("prompt", "prompt_tokens"), ("output", "output_tokens")):
-            rows[target] = trace.requests[source]
-        for name in ("arrival_ns", "priority"):
+        for name in GIVEN:
             rows[name] = trace.requests[name]
         for name in ("scheduled_ns", "first_token_ns", "instance"):
             rows[name] = -1
@@ -186,7 +182,8 @@ class KernelEngine(Engine):
     def _complain(self, code: int, actions: NDArray[np.int64]) -> None:
         if code < 0:
             index = -2 - code
-            self._raise_livelock(index, int(self.state.env[index]["stalled_instance"]), "is computed again and again")
+            instance = int(self.state.cluster[index]["stalled_instance"])
+            self._raise_livelock(index, instance, "is computed again and again")
         left = self._check_started(code) - int(self.pending[code])
         allowed = np.flatnonzero(self.state.inst[code]["available"])
         bad = next(int(action) for action in actions[code, :left] if action not in allowed)
@@ -198,7 +195,7 @@ class KernelEngine(Engine):
             ranks = self.state.inst[index, first : first + self._specs[row["spec"]].dp]
             row = next(rank for rank in ranks if rank["running"] or rank["waiting"])
         request = int(row["run_head"] if row["run_head"] >= 0 else row["wait_head"])
-        prompt, output = (int(self.state.req[index, request][name]) for name in ("prompt", "output"))
+        prompt, output = (int(self.state.req[index, request][name]) for name in ("prompt_tokens", "output_tokens"))
         raise LivelockError(
             f"instance {instance}: no progress at {row['counted_ns'] * 1e-9:.3f} s; "
             f"request {request} ({prompt} + {output} tokens) {what}"
@@ -208,7 +205,7 @@ class KernelEngine(Engine):
         """Advance cluster ``index``, all of whose requests are dispatched, until nothing is left to do."""
         self._check_started(index)
         if not self.done[index]:
-            left = int(self.state.env[index]["requests"] - self.pending[index])
+            left = int(self.state.cluster[index]["requests"] - self.pending[index])
             raise UserError(f"drain: cluster {index} has {left} requests that are not dispatched yet")
         code = entry_points.drain(self.handle, index)
         if code < NONE:
@@ -217,7 +214,7 @@ class KernelEngine(Engine):
             self._raise_livelock(index, code, "can never be admitted")
 
     def _check_started(self, index: int) -> int:
-        count = int(self.state.env[index]["requests"])
+        count = int(self.state.cluster[index]["requests"])
         if count == 0:
             raise UserError(f"cluster {index} has no trace yet: call reset first")
         return count
@@ -226,9 +223,7 @@ class KernelEngine(Engine):
         """Return the requests of the episode: REQUEST_DTYPE, shape (R,), a copy without classes and block chains."""
         rows = self.state.req[index, : self._check_started(index)]
         out = np.zeros(len(rows), REQUEST_DTYPE)
-        for target, source in (("prompt_tokens", "prompt"), ("output_tokens", "output")):
-            out[target] = rows[source]
-        for name in ("arrival_ns", "priority"):
+        for name in GIVEN:
             out[name] = rows[name]
         return out
 
@@ -237,15 +232,13 @@ class KernelEngine(Engine):
         count = self._check_started(index)
         rows = self.state.req[index, :count]
         out = np.zeros(count, RESULT_DTYPE)
-        finished = rows["state"] == DONE
-        out["status"] = np.where(finished, FINISHED, np.where(rows["state"] == REFUSED, REJECTED, UNFINISHED))
+        finished = rows["state"] == FINISHED
+        out["status"] = STATUS[rows["state"]]
         out["finish_ns"] = np.where(finished, rows["last_token_ns"], -1)
-        for target, source in (("preemptions",) * 2, ("recomputed_tokens", "recomputed")):
-            out[target] = rows[source]
-        for name in ("instance", "scheduled_ns", "first_token_ns"):
+        for name in ("instance", "scheduled_ns", "first_token_ns", "preemptions", "recomputed_tokens"):
             out[name] = rows[name]
         if self._caching:
-            out["cached_tokens"] = self.state.chain["cached"][index, :count]
+            out["cached_tokens"] = self.state.chain["cached_tokens"][index, :count]
         return out
 
     def episode_totals(self, index: int) -> EpisodeTotals:

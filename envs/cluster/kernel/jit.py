@@ -24,7 +24,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 HERE = Path(__file__).parent
 # Modules outside that compiled code takes constants, record layouts and functions from.
-OUTSIDE = ("cluster.engine", "cluster.judging", "cluster.latency", "cluster.segments", "cluster.spec", "signals")
+OUTSIDE = (
+    *(f"cluster.{name}" for name in ("engine", "judging", "latency", "requests", "segments", "spec")),
+    "signals",
+)
 MODULES = (
     *(f"{__package__}.{path.stem}" for path in sorted(HERE.glob("[!_]*.py"))),
     *(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetgym.envs.cluster import requests
 from fleetgym.envs.cluster.kernel.jit import jit_text
 from fleetgym.envs.cluster.kernel.spec_row import SPEC
 from fleetgym.envs.cluster.segments import LINK_DTYPE
@@ -28,29 +29,31 @@ PREFILL = 2  # running, its known tokens are partly computed
 DECODE = 3  # running in lock step with all others in this state
 LOOSE = 4  # running, decoding, not in lock step
 LAST = 5  # running, its last token is in flight
-DONE = 6
-REFUSED = 7
+FINISHED = 6
+REJECTED = 7
 
 # What an iteration in flight will return to a request, bits of `link`.
 TOKEN = 1  # a token that is accounted for one by one
 FINISH = 2  # its last token
+
+STATUS = np.array([requests.UNFINISHED] * FINISHED + [requests.FINISHED, requests.REJECTED])  # of results, by state
 
 REQUEST = np.dtype(
     [
         ("arrival_ns", np.int64),
         ("scheduled_ns", np.int64),
         ("first_token_ns", np.int64),
-        ("last_token_ns", np.int64),  # kept up to date only out of lock step; the finish time once DONE
-        ("prompt", np.int32),
-        ("output", np.int32),
+        ("last_token_ns", np.int64),  # kept up to date only out of lock step; the finish time once FINISHED
+        ("prompt_tokens", np.int32),
+        ("output_tokens", np.int32),
         ("priority", np.int32),
-        ("sampled", np.int32),  # tokens sampled by composed iterations; less the instance's clock in DECODE
+        ("sampled_tokens", np.int32),  # returned ones and placeholders; less the instance's clock in DECODE
         ("previous", np.int32),  # neighbours in the running list or in the waiting queue
         ("next", np.int32),
         ("link", np.int32, 2),  # per iteration in flight: (next request in its list + 1) << 2 | bits
         ("preemptions", np.int32),
-        ("recomputed", np.int32),
-        ("computed", np.int32),  # in PREFILL: tokens with KV entries; WAITING: those that the latest preemption lost
+        ("recomputed_tokens", np.int32),
+        ("computed_tokens", np.int32),  # in PREFILL; in WAITING those that the latest preemption lost
         ("instance", np.int16),
         ("state", np.int16),
     ],
@@ -63,19 +66,19 @@ INSTANCE = np.dtype(
         ("next_ns", np.int64),  # end of the oldest iteration in flight; NEVER: idle, or blocked until an arrival
         ("available", np.int64),
         ("spec", np.int64),
-        ("in_flight", np.int64),
-        ("prompt_tokens", np.int64),
-        ("awaiting", np.int64),
-        ("awaiting_tokens", np.int64),
-        ("streamed", np.int64),
-        ("dispatch_ns", np.int64),
+        ("in_flight_requests", np.int64),
+        ("in_flight_prompt_tokens", np.int64),
+        ("awaiting_requests", np.int64),
+        ("awaiting_prompt_tokens", np.int64),
+        ("streamed_tokens", np.int64),
+        ("last_dispatch_ns", np.int64),
         ("ttft_ewma_s", np.float64),  # negative: none yet
         ("running", np.int64),
         ("waiting", np.int64),
-        ("used", np.int64),  # KV blocks
-        ("output_tokens", np.int64),
+        ("used_blocks", np.int64),
+        ("in_flight_output_tokens", np.int64),
         # time
-        ("last_end_ns", np.int64),  # end of the latest composed iteration
+        ("busy_until_ns", np.int64),  # end of the latest composed iteration
         ("returned_ns", np.int64),  # end of the latest returned iteration
         ("counted_ns", np.int64),  # kv_block_ns is integrated up to here
         ("due", np.int64),  # schedule() is to be called now
@@ -84,29 +87,26 @@ INSTANCE = np.dtype(
         ("flight", np.int64),
         ("start_ns", np.int64, 2),
         ("end_ns", np.int64, 2),  # EMPTY: no tokens, takes no time
-        ("decodes", np.int64, 2),
+        ("plan_decodes", np.int64, 2),
         ("bulk", np.int64, 2),  # decodes accounted together, the others are in the list
-        ("prefill", np.int64, 2),
+        ("plan_prefill_tokens", np.int64, 2),
         ("head", np.int64, 2),  # list of requests with something to be done at the end
         ("tail", np.int64, 2),
         # composition
         ("lockstep", np.int64),  # never with `exact_path`
         ("clock", np.int64),  # lock-step decode iterations so far
-        ("n", np.int64),  # requests in DECODE
-        ("context", np.int64),  # sum of their context lengths at their next token, that token included
-        ("heap", np.int64),  # entries in the heap of finish clocks
-        ("step_context", np.int64),  # K and 2 A of the iteration being composed
-        ("step_pairs", np.int64),
+        ("lockstep_decodes", np.int64),  # requests in DECODE
+        ("lockstep_context", np.int64),  # sum of their context lengths at their next token, that token included
+        ("heap_size", np.int64),  # entries in the heap of finish clocks
+        ("plan_context", np.int64),  # K and 2 A of the iteration being composed
+        ("plan_pairs_x2", np.int64),
         ("partial", np.int64),  # the request in PREFILL, or NONE; with `exact_path` there may be others
         ("run_head", np.int64),
         ("run_tail", np.int64),
         ("wait_head", np.int64),
         ("wait_tail", np.int64),
         ("blocked", np.int64),  # the head of the queue has to wait until a request finishes
-        (
-            "stalled_iterations",
-            np.int64,
-        ),  # iterations composed since the last token was returned or the last request arrived
+        ("stalled_iterations", np.int64),  # composed since the last token was returned or the last request arrived
         # totals
         ("busy_ns", np.int64),
         ("iterations", np.int64),
@@ -121,11 +121,8 @@ INSTANCE = np.dtype(
         ("rejected", np.int64),
         # data-parallel groups
         ("first_rank", np.int64),  # of the endpoint: row of its first rank
-        (
-            "published_tick",
-            np.int64,
-        ),  # of the endpoint: multiple of the balancer's period at which loads were refreshed
-        ("load", np.int64),  # of a rank: what the balancer believes
+        ("published_tick", np.int64),  # of the endpoint: period of the balancer in which loads were refreshed
+        ("published_load", np.int64),  # of a rank: what the balancer believes
     ],
     align=True,
 )
@@ -142,7 +139,7 @@ CLUSTER = np.dtype(
         ("slo_met", np.int64),
         ("rejected", np.int64),
         ("preempted", np.int64),
-        ("recomputed", np.int64),
+        ("recomputed_tokens", np.int64),
         ("stalled_instance", np.int64),  # NONE, or where no progress was made
     ],
     align=True,
@@ -170,13 +167,13 @@ CHAIN = np.dtype(
         ("table_count", np.int32),
         ("link_count", np.int32),
         ("own", np.int32),  # number of the segment that is the request's alone: what lies past its chain
-        ("cached", np.int32),  # tokens hit by the first admission
+        ("cached_tokens", np.int32),  # tokens hit by the first admission
         # while it runs
-        ("registered", np.int32),  # leading blocks that are registered
+        ("registered_blocks", np.int32),  # leading blocks that are registered
         ("last", np.int32),  # extent that holds the last one of them
         ("link", np.int32),  # segment of its next block, counted from `links`, and the place at which this begins
         ("begin", np.int32),
-        ("next_member", np.int32),  # the next request in DECODE of its class (see `State.members`)
+        ("next_member", np.int32),  # the next request in DECODE of its phase (see `State.members`)
         ("mixed", np.int32),  # whether `State.table` says where its extents are not those that `before` leads to
     ],
     align=True,
@@ -223,9 +220,9 @@ class State(NamedTuple):
 
     req: Annotated[Any, Layout(REQUEST, ("B", "requests"), unit=True)]
     inst: Annotated[Any, Layout(INSTANCE, ("B", "U"), unit=True)]
-    env: Annotated[Any, Layout(CLUSTER, ("B",), unit=True)]
-    # lock-step decodes by the clock, modulo block size, of their next block
-    classes: Annotated[Any, Layout(np.int32, ("B", "U", "block_size"), unit=True)]
+    cluster: Annotated[Any, Layout(CLUSTER, ("B",), unit=True)]
+    # lock-step decodes by their phase (see `lockstep`)
+    phases: Annotated[Any, Layout(np.int32, ("B", "U", "block_size"), unit=True)]
     # finish clock << INDEX_BITS | request
     heap: Annotated[Any, Layout(np.int64, ("B", "U", "heap_entries"), unit=True)]
     gaps: Annotated[Any, Layout(np.uint32, ("B", "gap_bins"), unit=True)]
@@ -243,14 +240,14 @@ class State(NamedTuple):
     columns: Annotated[Any, Layout(np.int64, ("F",))]  # places in SIGNALS
     high: Annotated[Any, Layout(np.float64, ("F",))]
     slo: Annotated[Any, Layout(np.float64, ("limits",), unit=True)]  # `Slo.limits`
-    values: Annotated[Any, Layout(np.float64, ("signals",))]  # scratch
+    signals: Annotated[Any, Layout(np.float64, ("signals",))]  # scratch
     # [length, kind, request, tokens, ...]; nothing is written to length 1
     journal: Annotated[Any, Layout(np.int64, ("B", "journal_entries"), unit=True)]
     # one of them the anchor
     extents: Annotated[Any, Layout(EXTENT, ("B", "U", "cached_blocks"), unit=True)]
     # oldest extent of each segment
     copies: Annotated[Any, Layout(np.int32, ("B", "U", "cached_segments"), unit=True)]
-    # 1 + the last request of each class; `next_member` closes a ring
+    # 1 + the last request of each phase; `next_member` closes a ring
     members: Annotated[Any, Layout(np.int32, ("B", "U", "cached_block_size"), unit=True)]
     chain: Annotated[Any, Layout(CHAIN, ("B", "cached_requests"), unit=True)]
     # of each request, by block: the extent before, where that is not its `before`

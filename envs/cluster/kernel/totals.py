@@ -7,7 +7,7 @@ import functools
 from fleetgym.envs.cluster.judging import EpisodeTotals
 from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.judging import since_s, tpot_s, within_slo
-from fleetgym.envs.cluster.kernel.state import DONE, REFUSED, Array
+from fleetgym.envs.cluster.kernel.state import FINISHED, REJECTED, Array
 
 
 @functools.partial(jit, _nrt=True, forceinline=False)
@@ -22,15 +22,15 @@ def episode_totals(req: Array, slo: Array) -> EpisodeTotals:
             ttft = since_s(row["arrival_ns"], row["first_token_ns"])
             sum_ttft_s += ttft
             with_ttft += 1
-        if row["state"] == DONE:
-            tpot = tpot_s(row["first_token_ns"], row["last_token_ns"], row["output"])
-            if row["output"] > 1:
+        if row["state"] == FINISHED:
+            tpot = tpot_s(row["first_token_ns"], row["last_token_ns"], row["output_tokens"])
+            if row["output_tokens"] > 1:
                 sum_tpot_s += tpot
                 with_tpot += 1
             sum_e2e_s += since_s(row["arrival_ns"], row["last_token_ns"])
             finished += 1
-            slo_met += within_slo(ttft, tpot, row["prompt"], slo)
-        rejected += row["state"] == REFUSED
+            slo_met += within_slo(ttft, tpot, row["prompt_tokens"], slo)
+        rejected += row["state"] == REJECTED
         preemptions += row["preemptions"]
     return EpisodeTotals(
         sum_ttft_s, with_ttft, sum_tpot_s, with_tpot, sum_e2e_s, finished, slo_met, rejected, preemptions

@@ -106,7 +106,7 @@ class Pair:
 
     def compare(self) -> None:
         """Blocks in use and, for each chain, how much of it could be hit now, how much of that free."""
-        agree("used blocks", int(self.engine.state.inst["used"][0, 0]), self.pool.used_blocks)
+        agree("used blocks", int(self.engine.state.inst["used_blocks"][0, 0]), self.pool.used_blocks)
         for request in range(len(self.chains)):
             found = self.pool.lookup(self.content(request, place) for place in range(LONGEST))
             expected = len(found), self.pool.count_free(found)
