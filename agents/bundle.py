@@ -28,6 +28,7 @@ from fleetgym.agents.bundle_format import (
     feature_tensors,
     weight_shapes,
 )
+from fleetgym.agents.bundle_manifest import read_features, read_manifest
 from fleetgym.agents.evaluate_numpy import evaluate
 
 _FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(np.bool_)
@@ -64,11 +65,11 @@ class Bundle:
     feature_specs : tuple of FeatureSpec
         The same with unit, range, source and metric names.
     manifest : dict
-        The checked manifest.
+        The checked manifest, in the words of version 2.
     weights : dict of str to ndarray
         The tensors of ``weights.safetensors``.
     outside_tested_n : bool
-        Whether any decision so far had more or fewer instances than the bundle was tested with.
+        Whether any decision so far had more or fewer choices than the bundle was tested with.
     """
 
     kind = "bundle"
@@ -87,7 +88,7 @@ class Bundle:
         self.features = tuple(spec.name for spec in specs)
         self.outside_tested_n = False
         self._parity, self._tie_break = parity, tie_break
-        self._tested: tuple[int, int] = tuple(manifest["tested"]["n_instances"])
+        self._tested: tuple[int, int] = tuple(manifest["tested"]["num_choices"])
         self._known_n = -1
         self._run = _bare_run(open_session(model))
         self.reset([0], 1)
@@ -105,14 +106,14 @@ class Bundle:
         self._generators = [np.random.default_rng([int(seed), 0x7E5]) for seed in seeds]
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose an instance for each of B requests.
+        """Choose for each of B decisions.
 
         Parameters
         ----------
         observation : ndarray of float32, shape (B, N, F)
             Raw physical units, columns as in `features`, NaN where a value is unknown.
         mask : ndarray of bool, shape (B, N)
-            Instances that may be chosen, at least one per row.
+            What may be chosen, at least one per row.
 
         Returns
         -------
@@ -122,7 +123,7 @@ class Bundle:
         Raises
         ------
         BundleError
-            Wrong shape or type, or a row without any instance to choose.
+            Wrong shape or type, or a row without any choice.
         """
         if self._tie_break == "random":
             return self._random_best(self.scores(observation, mask), mask)
@@ -150,7 +151,7 @@ class Bundle:
         return self._run(["action"], {"obs": observation, "mask": mask})[0]
 
     def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return the score of each instance, -1e30 where masked.
+        """Return the score of each choice, -1e30 where masked.
 
         Parameters
         ----------
@@ -190,7 +191,7 @@ class Bundle:
         return evaluate(self.manifest["kind"], activation, self.weights, observation, mask)
 
     def parity_vectors(self) -> list[dict[str, Array]]:
-        """Return the recorded decisions, one group per number of instances: obs, mask, scores, action.
+        """Return the recorded decisions, one group per number of choices: obs, mask, scores, action.
 
         Returns
         -------
@@ -207,7 +208,7 @@ class Bundle:
         for n in PARITY_SIZES:
             names = ("obs", "mask", "scores", "action")
             if any(f"n{n}.{name}" not in tensors for name in names):
-                raise BundleError(f"{PARITY}: no vectors of {n} instances")
+                raise BundleError(f"{PARITY}: no vectors of {n} choices")
             group = {name: tensors.pop(f"n{n}.{name}") for name in names}
             b = len(group["obs"]) if group["obs"].ndim else 0
             shapes = {"obs": (b, n, len(self.features)), "mask": (b, n), "scores": (b, n), "action": (b,)}
@@ -229,14 +230,15 @@ class Bundle:
         if mask.shape != shape[:2]:
             raise BundleError(f"mask has shape {mask.shape}, expected {shape[:2]}")
         if not (np.count_nonzero(mask) if shape[0] == 1 else mask.any(axis=1).all()):
-            raise BundleError("mask: no instance may be chosen")
+            raise BundleError("mask: nothing may be chosen")
         if shape[1] != self._known_n:
             self._known_n = shape[1]
             low, high = self._tested
             if not low <= shape[1] <= high:
                 self.outside_tested_n = True
+                choice = self.manifest["action"]["choice"]
                 warnings.warn(
-                    f"{self.name}: {shape[1]} instances, tested with {low} to {high}", RuntimeWarning, stacklevel=3
+                    f"{self.name}: {shape[1]} {choice}s, tested with {low} to {high}", RuntimeWarning, stacklevel=3
                 )
 
     def _random_best(self, scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -285,7 +287,7 @@ def load(path: str | Path, *, tie_break: str = "lowest_index") -> Bundle:
     path : str or Path
         The bundle folder.
     tie_break : {"lowest_index", "random"}
-        Which of several equal scores wins. Idle instances often tie: a live router should use ``random``.
+        Which of several equal scores wins. Idle instances often tie: a live decider should use ``random``.
 
     Raises
     ------
@@ -295,9 +297,9 @@ def load(path: str | Path, *, tie_break: str = "lowest_index") -> Bundle:
     if tie_break not in ("lowest_index", "random"):
         raise BundleError(f"tie_break={tie_break!r}: allowed are lowest_index, random")
     files = checks.read_folder(Path(path))
-    manifest = checks.read_manifest(files[MANIFEST])
+    manifest = read_manifest(files[MANIFEST])
     checks.check_digests(files, manifest)
-    specs = checks.read_features(manifest)
+    specs = read_features(manifest)
     kind, architecture = manifest["kind"], manifest["architecture"]
     weights = checks.read_safetensors(files[WEIGHTS], WEIGHTS)
     checks.check_weights(weights, weight_shapes(kind, len(specs), architecture["hidden"]), WEIGHTS)

@@ -17,19 +17,13 @@ from typing import Any
 import numpy as np
 
 from fleetgym.agents.bundle_format import (
-    ACTIVATIONS,
-    BUNDLE_VERSION,
     IR_VERSION,
-    KINDS,
     MANIFEST,
     MAX_BYTES,
-    MAX_FEATURES,
-    MAX_HIDDEN,
     ONNX,
     OPSET,
     Array,
     BundleError,
-    FeatureSpec,
     graph,
     shown,
     used_constants,
@@ -39,34 +33,6 @@ from fleetgym.agents.onnx_reader import read_onnx
 
 _MAX_DEPTH = 16
 _DTYPES: Mapping[str, type[np.generic]] = {"F32": np.float32, "I64": np.int64, "BOOL": np.bool_}
-_FEATURE = {
-    "name": str, "unit": str, "meaning": str, "scope": str, "tag": str, "low": float, "high": float,
-    "transform": str, "scale": float, "missing": float, "metrics": dict,
-}  # fmt: skip
-_MANIFEST: Mapping[str, Any] = {
-    "schema_version": int,
-    "policy_id": str,
-    "kind": str,
-    "architecture": {"hidden": int, "activation": str},
-    "observation": {"schema_version": int, "unknown_value": str, "features": [_FEATURE]},
-    "action": {
-        "kind": str,
-        "decode": str,
-        "tie_break": str,
-        "masked_score": float,
-        "score_unit": float,
-        "none_available": str,
-    },
-    "trained": {"n_instances": [int], "load": [float], "staleness_s": [float]},
-    "tested": {"n_instances": [int]},
-    "fallback": str,
-    "environment": {"id": str, "golden_hash": str},
-    "versions": dict,
-    "git_revision": str,
-    "training": dict,
-    "evaluation": list,
-    "files": dict,
-}
 
 
 def read_folder(path: Path) -> dict[str, bytes]:
@@ -176,90 +142,37 @@ def _float(text: str) -> float:
     return value
 
 
-def _check(value: Any, expected: Any, where: str) -> None:
+def check_types(value: Any, expected: Any, where: str) -> None:
+    """Compare parsed JSON with the types expected of it.
+
+    Parameters
+    ----------
+    value : object
+    expected : type, mapping or list
+        A mapping has these entries and no other; a list holds any number of its only element; float takes integers too.
+    where : str
+        Begins the message.
+
+    Raises
+    ------
+    BundleError
+    """
     if isinstance(expected, Mapping):
-        _check(value, dict, where)
+        check_types(value, dict, where)
         for name in (*expected, *value):
             if name not in value:
                 raise BundleError(f"{where}.{name}: missing")
             if name not in expected:
                 raise BundleError(f"{where}.{shown(name)}: unknown entry")
-            _check(value[name], expected[name], f"{where}.{name}")
+            check_types(value[name], expected[name], f"{where}.{name}")
     elif isinstance(expected, list):
-        _check(value, list, where)
+        check_types(value, list, where)
         for index, item in enumerate(value):
-            _check(item, expected[0], f"{where}[{index}]")
+            check_types(item, expected[0], f"{where}[{index}]")
     else:
         allowed = (int, float) if expected is float else (expected,)
         if not isinstance(value, allowed) or isinstance(value, bool):
             raise BundleError(f"{where}={shown(value)}: expected {expected.__name__}")
-
-
-def read_manifest(data: bytes) -> dict[str, Any]:
-    """Parse and check ``manifest.json``.
-
-    Parameters
-    ----------
-    data : bytes
-        Of the file.
-
-    Raises
-    ------
-    BundleError
-        Not JSON, another schema version, a missing, unknown or impossible entry.
-    """
-    manifest = parse_json(data, MANIFEST)
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != BUNDLE_VERSION or isinstance(version, bool):
-        raise BundleError(f"{MANIFEST}: schema_version={shown(version)}, this version reads {BUNDLE_VERSION}")
-    _check(manifest, _MANIFEST, MANIFEST)
-    kind, architecture = manifest["kind"], manifest["architecture"]
-    if kind not in KINDS:
-        raise BundleError(f"{MANIFEST}.kind={shown(kind)}: allowed are {', '.join(KINDS)}")
-    if architecture["activation"] not in ACTIVATIONS:
-        raise BundleError(
-            f"{MANIFEST}.architecture.activation={shown(architecture['activation'])}: allowed are relu, tanh"
-        )
-    if not 1 <= architecture["hidden"] <= MAX_HIDDEN:
-        raise BundleError(f"{MANIFEST}.architecture.hidden={architecture['hidden']}: allowed are 1 to {MAX_HIDDEN}")
-    for name, bounds in (*manifest["trained"].items(), *manifest["tested"].items()):
-        if bounds and (len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]):
-            raise BundleError(f"{MANIFEST}: range {name}={shown(bounds)}, expected [low, high]")
-    if not manifest["tested"]["n_instances"]:
-        raise BundleError(f"{MANIFEST}.tested.n_instances: empty")
-    return manifest
-
-
-def read_features(manifest: Mapping[str, Any]) -> tuple[FeatureSpec, ...]:
-    """Return the feature table of a checked manifest.
-
-    Parameters
-    ----------
-    manifest : mapping
-        As `read_manifest` returns it.
-
-    Returns
-    -------
-    tuple of FeatureSpec, length F
-
-    Raises
-    ------
-    BundleError
-        Too many or none, a name twice, a range or source that a router cannot have.
-    """
-    rows = manifest["observation"]["features"]
-    if not 1 <= len(rows) <= MAX_FEATURES:
-        raise BundleError(f"{MANIFEST}: {len(rows)} features, allowed are 1 to {MAX_FEATURES}")
-    for row in rows:
-        for engine, names in row["metrics"].items():
-            _check(names, [str], f"{MANIFEST}: metrics of {shown(row['name'])} in {shown(engine)}")
-    features = tuple(FeatureSpec.of(row) for row in rows)
-    for feature in features:
-        if problem := feature.problem():
-            raise BundleError(f"{MANIFEST}: feature {shown(feature.name)}: {problem}")
-    if len({feature.name for feature in features}) != len(features):
-        raise BundleError(f"{MANIFEST}: a feature name occurs twice")
-    return features
 
 
 def check_digests(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
@@ -282,7 +195,7 @@ def check_digests(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> No
         strange = min(set(listed) ^ expected)
         raise BundleError(f"{MANIFEST}.files: {shown(strange)} should {'not ' * (strange in listed)}be listed")
     for name in sorted(listed):
-        _check(listed[name], {"sha256": str, "size": int}, f"{MANIFEST}.files.{name}")
+        check_types(listed[name], {"sha256": str, "size": int}, f"{MANIFEST}.files.{name}")
         if listed[name]["size"] != len(files[name]):
             raise BundleError(f"{name}: {len(files[name])} bytes, the manifest says {listed[name]['size']}")
         if hashlib.sha256(files[name]).hexdigest() != listed[name]["sha256"]:
@@ -313,12 +226,12 @@ def read_safetensors(data: bytes, where: str) -> dict[str, Array]:
     if len(data) < 8 or length > min(len(data) - 8, 1 << 17):
         raise BundleError(f"{where}: its header is cut off or larger than 128 KiB")
     header, body = parse_json(data[8 : 8 + length], where), memoryview(data)[8 + length :]
-    _check(header, dict, where)
+    check_types(header, dict, where)
     header.pop("__metadata__", None)
     tensors, end = {}, 0
     for name, entry in header.items():
         label = f"{where}: {shown(name)}"
-        _check(entry, {"dtype": str, "shape": [int], "data_offsets": [int]}, label)
+        check_types(entry, {"dtype": str, "shape": [int], "data_offsets": [int]}, label)
         if entry["dtype"] not in _DTYPES:
             raise BundleError(f"{label} has element type {shown(entry['dtype'])}, allowed are {', '.join(_DTYPES)}")
         dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"]

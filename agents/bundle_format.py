@@ -1,13 +1,13 @@
 """The export bundle's format: files, limits, weights and graph of each kind of policy.
 
 Writer and reader both go by this module, so that a bundle holds nothing that is not written here. It
-needs numpy alone. A policy is one of two kinds, both a score per instance and an argmax over it:
+needs numpy alone. A policy is one of two kinds, both a score per choice and an argmax over it:
 
 ``scorer_mlp``
-    ``h = act(W1 x + b1)`` per instance, ``g`` = mean of ``h`` over the instances that may be chosen,
+    ``h = act(W1 x + b1)`` per choice, ``g`` = mean of ``h`` over what may be chosen,
     ``score = w3 . act(W2 h + Wp g + b2)``, where ``x`` is the transformed observation.
 ``linear_score``
-    ``score = w . clipped observation``: heuristics that rank instances by a weighted sum.
+    ``score = w . clipped observation``: heuristics that rank choices by a weighted sum.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 MANIFEST = "manifest.json"
 ONNX = "policy.onnx"
 WEIGHTS = "weights.safetensors"
@@ -43,6 +43,15 @@ INPUT_LIMIT = 4.0  # of a network's transformed inputs: beyond any training, whe
 PARITY_SIZES = (1, 2, 3, 8, 64)
 KINDS = ("scorer_mlp", "linear_score")
 ACTIVATIONS: Mapping[str, str] = {"relu": "Relu", "tanh": "Tanh"}  # name: ONNX operator
+SCOPES = ("choice", "request", "cluster")
+UNKNOWN_VALUE = "NaN"
+ACTION: Mapping[str, str | float] = {  # what every policy of this format does with its scores
+    "kind": "choice_index",
+    "decode": "argmax",
+    "tie_break": "lowest_index",
+    "masked_score": MASKED_SCORE,
+    "none_available": "refused",
+}
 TAGS = ("local", "scraped", "static", "request")
 
 Array = NDArray[Any]
@@ -75,8 +84,7 @@ class FeatureSpec:
     Attributes
     ----------
     name, unit, meaning : str
-    scope : {"choice", "instance", "request", "cluster"}
-        ``instance`` is what bundles of instances called a choice.
+    scope : {"choice", "request", "cluster"}
     tag : {"local", "scraped", "static", "request"}
         Where a router gets the value.
     low, high : float
@@ -137,8 +145,8 @@ class FeatureSpec:
         """Return why this row cannot be used, or None."""
         limit = float(np.finfo(np.float32).max)
         numbers = (self.low, self.high, self.scale, self.missing)
-        if self.scope not in ("choice", "instance", "request", "cluster"):
-            return f"scope={shown(self.scope)}: allowed are choice, instance, request, cluster"
+        if self.scope not in SCOPES:
+            return f"scope={shown(self.scope)}: allowed are {', '.join(SCOPES)}"
         if self.tag not in TAGS:
             return f"tag={shown(self.tag)}: a router cannot know it; allowed are {', '.join(TAGS)}"
         if self.transform not in ("log1p", "linear"):
@@ -235,8 +243,8 @@ def _node(op: str, inputs: str, output: str, **attributes: int | tuple[int, ...]
 def graph(kind: str, activation: str) -> tuple[Node, ...]:
     """Return the operators of ``policy.onnx``, in order: the only graph that a bundle may hold.
 
-    Instances lie along the last axis inside the graph, so that every broadcast runs over contiguous
-    memory: at 512 instances this takes 60 % of the time of the row-wise order.
+    Choices lie along the last axis inside the graph, so that every broadcast runs over contiguous
+    memory: at 512 choices this takes 60 % of the time of the row-wise order.
 
     Parameters
     ----------

@@ -19,8 +19,10 @@ from fleetgym.agents.scorer import MaskableScorerPolicy, ScorerPolicy
 from fleetgym.agents.vec_env import FleetVecEnv
 from fleetgym.envs.config import fits
 from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.problem import Problem
 
 ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"ppo": PPO, "maskable_ppo": MaskablePPO, "dqn": DQN}
+ENVIRONMENT = "environment"  # a prior that the problem says
 _OWN = ("self", "policy", "env", "seed", "verbose", "tensorboard_log", "device", "_init_setup_model", "policy_kwargs")
 
 
@@ -43,7 +45,8 @@ class AgentSpec:
     hyperparameters : mapping
         Keyword arguments of the algorithm's class; ``lin_0.001`` falls linearly from 0.001 to 0.
     policy_kwargs : mapping
-        Keyword arguments of the policy's class (``net_arch`` ...).
+        Keyword arguments of the policy's class (``net_arch`` ...); a ``prior`` of ``environment`` is
+        `fleetgym.envs.problem.Problem.prior`.
     """
 
     algorithm: Literal["ppo", "maskable_ppo", "dqn"]
@@ -71,7 +74,7 @@ class AgentSpec:
 
 def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
     """Build an untrained model on ``env``; everything random follows from ``seed``."""
-    policy, policy_kwargs = _policy(spec, env.env.problem.features)
+    policy, policy_kwargs = _policy(spec, env.env.problem)
     learning_env = learner_env(spec, env)
     try:
         return ALGORITHMS[spec.algorithm](
@@ -96,8 +99,12 @@ def learner_env(spec: AgentSpec, env: FleetVecEnv) -> VecEnv:
     return VecNormalize(env, norm_obs=False, norm_reward=True, clip_reward=float("inf"), gamma=gamma)
 
 
-def _policy(spec: AgentSpec, features: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-    kwargs = _values(spec.policy_kwargs)
+def _policy(spec: AgentSpec, problem: Problem) -> tuple[Any, dict[str, Any]]:
+    kwargs, features = _values(spec.policy_kwargs), problem.features
+    if isinstance(prior := kwargs.get("prior"), str):
+        if prior != ENVIRONMENT:
+            raise UserError(f"policy_kwargs.prior={prior!r}: must be weights by feature, {ENVIRONMENT!r} or null")
+        kwargs["prior"] = dict(problem.prior)
     if isinstance(name := kwargs.get("activation_fn"), str):
         kwargs["activation_fn"] = getattr(torch.nn, name, None)
         if kwargs["activation_fn"] is None:

@@ -144,7 +144,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def fits(hint: Any, value: Any) -> bool:
-    """Whether a value is of the kind of an annotation, its elements aside; annotations of no config value fit all.
+    """Whether a value is of the kind of an annotation, a tuple's elements aside; other annotations fit all.
 
     Parameters
     ----------

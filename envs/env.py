@@ -148,6 +148,8 @@ class FleetEnv(gym.Env[NDArray[np.float32], np.int64]):
             The action is out of range or names what cannot be chosen in this episode.
         gymnasium.error.ResetNeeded
             The episode is over or has not begun.
+        LivelockError
+            An instance stopped making progress.
         """
         if not self._ready:
             raise gym.error.ResetNeeded("call reset() before step(): the episode is over or has not begun")

@@ -37,6 +37,36 @@ class Played(NamedTuple):
     decision_us: NDArray[np.float64]
 
 
+def try_out(policy: Policy, problem: Problem) -> None:
+    """Let a policy decide once, all values 0: what it lacks for this problem is known before anything is written.
+
+    Parameters
+    ----------
+    policy : Policy
+        It must be reset before it plays.
+    problem : Problem
+
+    Raises
+    ------
+    UserError
+        It needs a column that the problem does not offer, or cannot decide between so many choices.
+    """
+    _check_columns(policy, problem, problem.offers)
+    policy.reset([0], problem.num_choices)
+    observation = np.zeros((1, problem.num_choices, len(policy.features)), np.float32)
+    try:
+        with np.errstate(all="ignore"):
+            policy.act(observation, np.ones((1, problem.num_choices), np.bool_))
+    except UserError as error:
+        raise UserError(f"policy={policy.name!r}: {error}") from None
+
+
+def _check_columns(policy: Policy, problem: Problem, columns: Sequence[str]) -> None:
+    for name in policy.features:
+        if name not in columns:
+            raise UserError(f"policy={policy.name!r}: needs {name!r}, which {problem.env_id} does not offer")
+
+
 def play(batch: Batch, policies: Sequence[Policy], seeds: Sequence[int], *, watch: Watch | None = None) -> Played:
     """Play begun episodes to their last decision; what is in flight then is not run dry (see `Episode.of`).
 
@@ -55,6 +85,8 @@ def play(batch: Batch, policies: Sequence[Policy], seeds: Sequence[int], *, watc
     ------
     UserError
         A policy needs a column that the problem does not offer, or cannot decide between so many choices.
+    LivelockError
+        An instance stopped making progress.
     ValueError
         The batch does not hold ``len(policies) * len(seeds)`` episodes.
     """
@@ -62,8 +94,7 @@ def play(batch: Batch, policies: Sequence[Policy], seeds: Sequence[int], *, watc
     if len(batch) != count * len(policies):
         raise ValueError(f"{len(batch)} episodes for {len(policies)} policies and {count} seeds")
     for policy in policies:
-        if missing := [name for name in policy.features if name not in batch.columns]:
-            raise UserError(f"policy={policy.name!r}: needs {missing[0]!r}, which {problem.env_id} does not offer")
+        _check_columns(policy, problem, batch.columns)
         policy.reset(seeds, problem.num_choices)
     rows = [slice(i * count, (i + 1) * count) for i in range(len(policies))]
     places = [batch.places(policy.features) for policy in policies]
@@ -130,6 +161,11 @@ class Episode:
             Number of the episode in a comparison.
         decision_us : float
             Wall-clock microseconds per decision.
+
+        Raises
+        ------
+        LivelockError
+            A request can never be admitted.
         """
         engine, trace = batch.engine, batch.traces[index]
         assert trace is not None

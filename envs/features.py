@@ -52,6 +52,11 @@ def select(names: Sequence[str] | None, offered: Sequence[str], *, oracle: bool 
     oracle : bool
         Allow privileged ones.
 
+    Returns
+    -------
+    tuple of str
+        The columns.
+
     Raises
     ------
     UserError
@@ -216,6 +221,11 @@ def schema_digest(features: tuple[str, ...]) -> str:
     -------
     str
         The first 16 hexadecimal digits of a SHA-256.
+
+    Raises
+    ------
+    UserError
+        Nobody declared a signal of that name.
     """
     rows = [_digested(find_signal(name)) for name in features]
     return hashlib.sha256(json.dumps([SCHEMA_VERSION, rows], sort_keys=True, default=list).encode()).hexdigest()[:16]

@@ -78,6 +78,10 @@ class Problem:
         Preset of ``conf/env`` with its defaults; empty: the one that the command line chooses where nothing is said.
     yardstick : str
         A heuristic that looks at nothing: no failure may cost less than the slowest answer that it gives.
+    fallback : str
+        The heuristic that a live decider falls back to; it comes with every exported policy. Default: the yardstick.
+    prior : mapping of str to float
+        A sensible score to begin learning with, as a weighted sum of transformed columns (`fleetgym.envs.features.scaled`).
     """
 
     env_id: ClassVar[str] = ""
@@ -85,6 +89,8 @@ class Problem:
     offers: ClassVar[tuple[str, ...]] = SIGNAL_NAMES
     defaults: ClassVar[str] = ""
     yardstick: ClassVar[str] = "random"
+    fallback: ClassVar[str] = "random"
+    prior: ClassVar[Mapping[str, float]] = {}
 
     cluster: ClusterSpec
     workload: Workload
@@ -97,10 +103,21 @@ class Problem:
     failure_s: float
     engine: str
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Fall back to the yardstick where the class says nothing else."""
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        cls.fallback = own.get("fallback", own.get("yardstick", cls.fallback))
+
     @property
     def num_choices(self) -> int:
         """C, rows of the observation."""
         raise NotImplementedError
+
+    @property
+    def num_choices_range(self) -> tuple[int, int]:
+        """Least and most choices that exist in an episode; the rows of the others are masked."""
+        return self.num_choices, self.num_choices
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -135,6 +152,11 @@ class Problem:
         **arguments
             The fields of this class, and ``oracle`` (bool): allow privileged features. ``load`` and ``available`` may
             be one number instead of a pair; ``features`` None stands for all that are offered and not privileged.
+
+        Returns
+        -------
+        Problem
+            Of this class, every field set.
 
         Raises
         ------
@@ -310,7 +332,7 @@ class Batch:
         return self.engine.done
 
     def places(self, features: Sequence[str]) -> Any:
-        """Return where columns are in ``obs``: a slice if they are neighbours, which copies nothing, else a list.
+        """Return where columns are in ``obs``: a slice if they are neighbours (or none), which copies nothing, else a list.
 
         Parameters
         ----------
@@ -323,8 +345,9 @@ class Batch:
             Index of the last axis of ``obs``, in the order of ``features``.
         """
         index = [self.columns.index(name) for name in features]
-        contiguous = index == list(range(index[0], index[0] + len(index)))
-        return slice(index[0], index[-1] + 1) if contiguous else index
+        first = index[0] if index else 0
+        end = first + len(index)
+        return slice(first, end) if index == list(range(first, end)) else index
 
     def observations(self) -> NDArray[np.float32]:
         """Return the observations at the pending decisions, shape (B, C, F), a copy."""
@@ -462,6 +485,13 @@ class Batch:
             ``mean_ttft_s``, ``mean_tpot_s`` and ``mean_e2e_s`` over the requests that have one, NaN if none has;
             ``mean_e2e_charged_s`` and ``slo_attainment`` over all that arrived; the counts ``rejected`` and
             ``preemptions``.
+
+        Raises
+        ------
+        UserError
+            The episode has requests that are not dispatched, or has not begun.
+        LivelockError
+            A request can never be admitted.
         """
         self.engine.drain(index)
         totals = self.engine.episode_totals(index)

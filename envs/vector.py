@@ -198,6 +198,8 @@ class FleetVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[A
             Wrong type or shape, or a choice that does not exist; nothing has moved then.
         gymnasium.error.ResetNeeded
             No reset yet, or an environment has ended and autoreset is disabled.
+        LivelockError
+            An instance stopped making progress.
         """
         self._check_started()
         if self._any_over and self.autoreset_mode is AutoresetMode.DISABLED:
@@ -255,7 +257,13 @@ class FleetVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[A
         return self.batch.mask.copy()
 
     def render(self) -> tuple[Any, ...]:
-        """Return a picture of each environment: an RGB array (H, W, 3), a text, or None without a render mode."""
+        """Return a picture of each environment: an RGB array (H, W, 3), a text, or None without a render mode.
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            No reset yet.
+        """
         if self.render_mode is None:
             return (None,) * self.num_envs
         self._check_started()

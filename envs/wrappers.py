@@ -86,12 +86,12 @@ class MaskObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstruc
         self.observation_space = _masked_space(env.observation_space, env.action_space, self._keys)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
-        """Begin an episode."""
+        """Begin an episode; its observation is a dict of observation and mask, int8 of shape (C,)."""
         observation, info = self.env.reset(seed=seed, options=options)
         return self._beside(observation, info), info
 
     def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
-        """Take a step."""
+        """Take a step; its observation is a dict of observation and mask, int8 of shape (C,)."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._beside(observation, info), reward, terminated, truncated, info
 

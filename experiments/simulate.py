@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> float | None:
     options = read_options(SimulateOptions, cfg)
     problem = problem_of(cfg)
     note_estimates(problem.cluster)
-    policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle, problem=problem)
+    policy = make_policy(options.policy, problem, checkpoint=options.checkpoint, bundle=options.bundle)
     with RunFolder.from_hydra(cfg) as run:
         (episode,) = run_policies(problem, [policy], Windows((options.seed,), "generated"))
         summary: dict[str, Any] = episode.summary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -92,8 +93,16 @@ class Routing(Problem):
     choice: ClassVar[str] = "instance"
     defaults: ClassVar[str] = "routing"
     yardstick: ClassVar[str] = "round_robin"
+    fallback: ClassVar[str] = "least_inflight"
+    # Fewest in-flight requests per unit of decode speed: -20 log(1 + in-flight) + 20 log(1 + speed).
+    prior: ClassVar[Mapping[str, float]] = {"in_flight_requests": -111.0, "decode_tokens_per_s": 170.0}
 
     @property
     def num_choices(self) -> int:
         """N, the number of instances."""
         return self.cluster.num_instances
+
+    @property
+    def num_choices_range(self) -> tuple[int, int]:
+        """Fewest and most instances of an episode."""
+        return self.available or super().num_choices_range

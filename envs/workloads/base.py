@@ -156,6 +156,11 @@ class Workload(ABC):
         ----------
         rng : numpy.random.Generator
             Drawn from only where there is a ``rate_scale_range``.
+
+        Raises
+        ------
+        UserError
+            A recording whose requests all arrive at once has no rate, or its file is absent or malformed.
         """
         if self.rate_scale_range is None:
             return self.mean_rate_rps

@@ -105,7 +105,7 @@ def label_chains(lists: Sequence[Sequence[int]]) -> list[Ints]:
     Returns
     -------
     list of ndarray of int64, length R
-        Shapes as of ``lists``.
+        Each of the shape (K,) of its list.
     """
     counts = np.array([len(ids) for ids in lists], np.int64)
     flat = _small([item for ids in lists for item in ids])
@@ -241,7 +241,7 @@ def settle_blocks(
     Returns
     -------
     chains : list of ndarray of int64, length R
-        As `label_chains` gives them.
+        As `label_chains` gives them, each of shape (K,).
     size : int or None
         Tokens of a block.
 

@@ -84,6 +84,11 @@ def fit_profile(trace: Trace) -> Profile:
     ----------
     trace : Trace
         First arrival at 0, and a span of at least some times 10 s, the window in which arrivals are counted.
+
+    Returns
+    -------
+    Profile
+        Rate, arrivals with their drift, and the joint distribution of the lengths.
     """
     rows = trace.requests
     span_s = float(rows["arrival_ns"][-1]) * 1e-9

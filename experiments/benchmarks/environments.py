@@ -179,7 +179,7 @@ def exported_policy(bench: Bench) -> Iterator[Figure]:
     own = {name: shape for name, shape in shapes.items() if name not in feature_tensors(features)}
     weights = {name: (0.2 * rng.standard_normal(shape)).astype(np.float32) for name, shape in own.items()}
     with tempfile.TemporaryDirectory() as folder:
-        source = Source("bench", "scorer_mlp", features, weights, hidden, trained={"n_instances": [1, 1024]})
+        source = Source("bench", "scorer_mlp", Routing, features, weights, hidden, trained={"num_choices": [1, 1024]})
         bundle = load(write_bundle(Path(folder) / "bundle", source))
     for n, floor in ((8, 25.0), (512, 100.0)):
         env = FleetVectorEnv(1, problem=Routing.resolve(cluster=bench.fleet(n), num_requests=EPISODE))

@@ -157,14 +157,16 @@ class LeaderboardOptions(Named):
     command = "leaderboard"
     scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
     seeds: tuple[int, ...] | None
-    policies: tuple[str | Group, ...]
+    policies: tuple[str | Group, ...] | None
     checkpoint: tuple[str, ...] | None
     bundle: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.policies:
-            raise UserError("policies=[]: must name at least one policy")
+        if self.policies == ():
+            raise UserError(
+                "policies=[]: must name at least one policy, or be null for all heuristics of the environment"
+            )
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise UserError(f"seeds={list(self.seeds)}: must be a list of distinct whole numbers, or null for all")
         for seed in self.seeds or ():
@@ -271,11 +273,25 @@ class CalibrateOptions(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportedFrom:
+    """The environment of an exported policy.
+
+    Attributes
+    ----------
+    id : str or None
+        None: as the checkpoint or the heuristic says.
+    """
+
+    id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions(Options):
     """Of ``fleetgym export``.
 
     Attributes
     ----------
+    env : ExportedFrom
     policy : mapping or None
         ``name`` of a heuristic with a linear score; None: ``checkpoint`` is exported.
     checkpoint : str or None
@@ -287,6 +303,7 @@ class ExportOptions(Options):
     """
 
     command = "export"
+    env: ExportedFrom
     policy: Group | None = None
     checkpoint: str | None
     bundle: str | None

@@ -14,7 +14,7 @@ def print_parity(report: Mapping[str, Any]) -> None:
     report : mapping
         As `fleetgym.agents.bundle_verify.verify` returns it.
     """
-    print(f"{report['policy_id']}: {report['vectors']} vectors, {report['instances']} instances")
+    print(f"{report['policy_id']}: {report['vectors']} vectors, {report['num_choices']} choices")
     for name in ("onnxruntime", "numpy"):
         part = report[name]
         print(
