@@ -86,7 +86,7 @@ def goes_before(req: Array, a: int, b: int) -> bool:
 
 @jit
 def enqueue(u: Unit, r: int, preempted: bool) -> None:
-    """Queue ``r``: by rank with the priority policy, else at the end, a preempted one at the front."""
+    """Queue ``r``: by `goes_before` with the priority policy, else at the end, a preempted one at the front."""
     inst = u.inst
     before = inst["wait_tail"]
     if u.spec["scheduling_policy"] == PRIORITY:

@@ -13,7 +13,7 @@ ADMITTED, PREEMPTED = 0, 1  # kinds of journal entries
 
 @jit
 def tokens_with_placeholders(u: Unit, r: int) -> Any:
-    """Tokens of the prompt and the answer so far, of a request that is not in lock step."""
+    """Tokens of the prompt and of the answer so far, those in flight too; of a request that is not in lock step."""
     return int(u.req[r]["prompt_tokens"]) + int(u.req[r]["sampled_tokens"])
 
 
