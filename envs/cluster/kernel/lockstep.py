@@ -2,8 +2,9 @@
 
 As long as every decode gets its token in every iteration, the instance's *clock* (the number of such iterations)
 says it all: a request that has sampled s tokens at clock d stores s - d and finishes at clock d + output - s; it
-needs a new KV block whenever its *phase*, prompt + stored - 1, plus the clock is a multiple of the block size. A heap of finish clocks,
-a histogram of the phases and the sum of the contexts then make an iteration O(1) instead of O(batch).
+needs a new KV block whenever its *phase*, prompt + stored - 1, plus the clock is a multiple of the block size. A heap
+of finish clocks, a histogram of the phases and the sum of the contexts then make an iteration O(1) instead of
+O(batch).
 
 A request falls out of lock step (`loosen`) when blocks or budget run short, and comes back (`relock`) as soon as one
 iteration has served all.
