@@ -333,7 +333,7 @@ class Batch:
         return self.engine.done
 
     def places(self, features: Sequence[str]) -> Any:
-        """Return where columns are in ``obs``: a slice, which copies nothing, if they are neighbours (or none), or a list.
+        """Return where columns are in ``obs``: neighbours (or none) as a slice, which copies nothing, else a list.
 
         Parameters
         ----------
