@@ -31,7 +31,7 @@ from fleetgym.envs.routing.problem import Routing
 @dataclass(frozen=True, kw_only=True)
 class Other(Routing):
     choice: ClassVar[str] = "server"
-    offers: ClassVar[tuple[str, ...]] = ("in_flight_requests", "kv_usage")
+    offers: ClassVar[tuple[str, ...]] = ("in_flight_requests", "kv_usage", "kv_capacity_tokens")
     yardstick: ClassVar[str] = "random"
     fallback: ClassVar[str] = "idlest"
 
@@ -54,6 +54,11 @@ def _other(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(heuristics, "_heuristics", dict(heuristics._heuristics))
     yield
+    forget()
+
+
+def forget() -> None:
+    """What a new process knows nothing of."""
     sys.modules.pop("other_environment", None)
     problems._problems.pop("test/Other-v0", None)
     gym.registry.pop("test/Other-v0", None)
@@ -93,6 +98,25 @@ def test_a_heuristic_of_its_own_is_exported_for_it(tmp_path: Path, monkeypatch: 
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert manifest["environment"]["id"] == "test/Other-v0"
     assert (manifest["action"]["choice"], manifest["fallback"]) == ("server", "idlest")
+
+
+def test_a_policy_that_was_trained_for_it_is_exported_by_a_process_that_has_not_heard_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ("agent.num_envs=2", "agent.hyperparameters.n_steps=8", "agent.hyperparameters.batch_size=16")
+    start = ("agent.policy_kwargs.prior=null", "total_timesteps=16", "eval_episodes=1", "progress_bar=false")
+    cli.main(["train", ENV, "env.num_requests=20", *small, *start, "env.available=[2,6]", "hydra.run.dir=t"])
+    forget()
+    cli.main(["export", "checkpoint=t/best_model.zip", "bundle=b", "hydra.run.dir=x"])
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["environment"]["id"] == "test/Other-v0"
+    assert manifest["environment"]["fingerprint"]
+    assert manifest["trained"]["num_choices"] == [2, 6]
+    assert (manifest["action"]["choice"], manifest["fallback"]) == ("server", "idlest")
+    cli.main(["leaderboard", *SHORT, "checkpoint=t/best_model.zip", "bundle=b", "hydra.run.dir=board"])
+    board = json.loads((tmp_path / "board" / "metrics.json").read_text())["policies"]
+    assert sorted(row["kind"] for row in board.values()) == ["bundle", "heuristic", "heuristic", "heuristic", "learned"]
 
 
 @pytest.mark.parametrize("command", ["simulate", "evaluate"])
