@@ -14,7 +14,7 @@ from typing import Any
 from fleetgym.envs.atomic import write_text
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.problem import Problem
-from fleetgym.envs.registry import find_problem
+from fleetgym.envs.registry import bare_id, find_problem
 
 _REQUIRED: Mapping[str, type] = {
     "env_id": str,
@@ -75,6 +75,8 @@ def write_card(checkpoint: str | Path, card: Mapping[str, Any]) -> Path:
 def problem_of_card(card: Mapping[str, Any], where: str) -> type[Problem]:
     """Return the decision problem that a checkpoint was trained for.
 
+    A module that the card names is not imported: whoever loads a policy says what code is run.
+
     Parameters
     ----------
     card : mapping
@@ -86,12 +88,12 @@ def problem_of_card(card: Mapping[str, Any], where: str) -> type[Problem]:
     UserError
         It is not registered here.
     """
+    env_id = bare_id(card["env_id"])
     try:
-        return find_problem(card["env_id"])
+        return find_problem(env_id)
     except UserError as error:
         raise UserError(
-            f"{where}: trained for {card['env_id']!r}: {error}; env.id=MODULE:{card['env_id']} imports the module that "
-            "registers it"
+            f"{where}: trained for {env_id!r}: {error}; env.id=MODULE:{env_id} imports the module that registers it"
         ) from None
 
 

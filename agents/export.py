@@ -133,10 +133,10 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     card = read_card(path)
     problem = problem_of_card(card, where)
     features = _exportable(card, problem, where)
-    today = card["fingerprint"] if fingerprint is None else fingerprint(card["env_id"])
+    today = card["fingerprint"] if fingerprint is None else fingerprint(problem.env_id)
     if today != card["fingerprint"]:
         warnings.warn(
-            f"{path}: trained when {card['env_id']} behaved otherwise (fingerprint {card['fingerprint'] or 'unknown'},"
+            f"{path}: trained when {problem.env_id} behaved otherwise (fingerprint {card['fingerprint'] or 'unknown'},"
             f" today {today}): evaluate it again before use",
             RuntimeWarning,
             stacklevel=2,

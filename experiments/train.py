@@ -84,7 +84,7 @@ def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:
 
     return {
         "name": agent.name or agent.algorithm,
-        "env_id": cfg.env.id,  # with the module that registers it
+        "env_id": problem.env_id,
         "algorithm": agent.algorithm,
         "network": agent.network,
         "features": list(problem.features),
