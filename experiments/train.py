@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from fleetgym.envs.errors import UserError
 from fleetgym.experiments.comparison.rollout import check_failure_s
 from fleetgym.experiments.comparison.scenario import Windows
 from fleetgym.experiments.harness.command import command
@@ -28,6 +29,8 @@ def main(cfg: DictConfig) -> float | None:
     from fleetgym.experiments.report.plots import training_curve
 
     options = read_options(TrainOptions, cfg)
+    if options.suite is not None:
+        raise UserError(f"suite={options.suite.name}: train takes one scenario")
     agent = spec(AgentSpec, cfg.agent, "agent")
     rank_by = options.scenario.rank_by
     plan = TrainSpec(
