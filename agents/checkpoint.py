@@ -23,9 +23,12 @@ _REQUIRED: Mapping[str, type] = {
     "features": list,
     "schema_version": int,
     "schema_digest": str,
-    "golden_hash": str,
+    "fingerprint": str,
     "trained_ranges": dict,
 }
+
+
+_RENAMED = {"golden_hash": "fingerprint", "num_instances": "num_choices"}  # of when all choices were instances
 
 
 def card_path(checkpoint: str | Path) -> Path:
@@ -42,7 +45,7 @@ def write_card(checkpoint: str | Path, card: Mapping[str, Any]) -> Path:
         The zip.
     card : mapping
         At least ``env_id``, ``algorithm``, ``network`` ("mlp" or "scorer"), ``features``,
-        ``schema_version``, ``schema_digest``, ``golden_hash`` and ``trained_ranges``; more is kept.
+        ``schema_version``, ``schema_digest``, ``fingerprint`` and ``trained_ranges``; more is kept.
     """
     if missing := [name for name in _REQUIRED if name not in card]:
         raise ValueError(f"card lacks {', '.join(missing)}")
@@ -72,7 +75,7 @@ def problem_of_card(card: Mapping[str, Any], where: str) -> type[Problem]:
 
 
 def read_card(checkpoint: str | Path) -> dict[str, Any]:
-    """Return the card of a checkpoint.
+    """Return the card of a checkpoint, an old one in today's words.
 
     Raises
     ------
@@ -88,7 +91,15 @@ def read_card(checkpoint: str | Path) -> dict[str, Any]:
         raise UserError(f"{str(path)!r}: not a readable card: {error}") from None
     if not isinstance(card, dict):
         raise UserError(f"{str(path)!r}: expected a mapping, got {type(card).__name__}")
+    card = _in_todays_words(card)
     for name, kind in _REQUIRED.items():
         if not isinstance(card.get(name), kind):
             raise UserError(f"{str(path)!r}: {name}={card.get(name)!r}: expected {kind.__name__}")
     return card
+
+
+def _in_todays_words(card: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {_RENAMED.get(name, name): value for name, value in card.items()}
+    if isinstance(ranges := renamed.get("trained_ranges"), dict):
+        renamed["trained_ranges"] = {_RENAMED.get(name, name): value for name, value in ranges.items()}
+    return renamed

@@ -23,6 +23,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from fleetgym.agents import model_card
 from fleetgym.agents.bundle_format import (
+    ACTION,
     BUNDLE_VERSION,
     CARD,
     CONFIG,
@@ -33,6 +34,7 @@ from fleetgym.agents.bundle_format import (
     OPSET,
     PARITY,
     PARITY_SIZES,
+    UNKNOWN_VALUE,
     WEIGHTS,
     Array,
     FeatureSpec,
@@ -47,25 +49,12 @@ from fleetgym.agents.bundle_verify import verify
 from fleetgym.agents.checkpoint import problem_of_card, read_card
 from fleetgym.agents.evaluate_numpy import evaluate
 from fleetgym.envs.atomic import making_folder
-from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
+from fleetgym.envs.problem import Problem
 from fleetgym.envs.signals import find_signal
 
-FALLBACK = "least_inflight"
 _VECTORS_PER_SIZE = 64
-# Score = sum of weight x feature, for the heuristics of `fleetgym.baselines` that have this form.
-LINEAR_SCORES: Mapping[str, Mapping[str, float]] = {
-    "least_inflight": {"in_flight_requests": -1.0},
-    "least_kv": {"kv_usage": -1.0},
-    "least_pending_tokens": {"awaiting_first_token_prompt_tokens": -1.0},
-    "vllm_dp": {"waiting_requests": -4.0, "running_requests": -1.0},
-    "dynamo_cost": {
-        "awaiting_first_token_prompt_tokens": -1 / 16,
-        "in_flight_prompt_tokens": -1 / 16,
-        "streamed_tokens": -1 / 16,
-        "prompt_tokens": -2 / 16,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -76,15 +65,17 @@ class Source:
     ----------
     name : str
     kind : {"scorer_mlp", "linear_score"}
+    problem : type
+        What it decides.
     features : tuple of FeatureSpec
     weights : dict of str to ndarray
         Without the feature table's tensors.
     hidden : int
     activation : {"relu", "tanh"}
     trained : dict
-        ``n_instances``, ``load``, ``staleness_s``: [low, high] each, empty where it does not apply.
-    environment : dict
-        ``id`` and ``golden_hash``.
+        ``num_choices``, ``load``, ``staleness_s``: [low, high] each, empty where it does not apply.
+    fingerprint : str
+        Of the problem when it was trained.
     training : dict
         Algorithm, seed and number of steps.
     config : mapping
@@ -97,12 +88,13 @@ class Source:
 
     name: str
     kind: str
+    problem: type[Problem]
     features: tuple[FeatureSpec, ...]
     weights: dict[str, Array]
     hidden: int = 1
     activation: str = "relu"
     trained: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=lambda: {"id": "", "golden_hash": ""})
+    fingerprint: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
@@ -127,17 +119,19 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     Raises
     ------
     UserError
-        Fixed number of instances, privileged feature, another schema version, no checkpoint.
+        Fixed number of choices, privileged feature, another schema version, no checkpoint.
     """
     path = Path(checkpoint)
+    where = f"checkpoint={str(path)!r}"
     if not path.is_file():
-        raise UserError(f"checkpoint={str(path)!r}: no such file")
+        raise UserError(f"{where}: no such file")
     card = read_card(path)
-    features = _exportable(card, f"checkpoint={str(path)!r}")
-    today = card["golden_hash"] if fingerprint is None else fingerprint(card["env_id"])
-    if today != card["golden_hash"]:
+    problem = problem_of_card(card, where)
+    features = _exportable(card, problem, where)
+    today = card["fingerprint"] if fingerprint is None else fingerprint(card["env_id"])
+    if today != card["fingerprint"]:
         warnings.warn(
-            f"{path}: trained when {card['env_id']} behaved otherwise (fingerprint {card['golden_hash'] or 'unknown'},"
+            f"{path}: trained when {card['env_id']} behaved otherwise (fingerprint {card['fingerprint'] or 'unknown'},"
             f" today {today}): evaluate it again before use",
             RuntimeWarning,
             stacklevel=2,
@@ -149,16 +143,17 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     return Source(
         name=str(card.get("name", path.stem)),
         kind="scorer_mlp",
+        problem=problem,
         features=features,
         weights=weights,
         hidden=len(weights["row.bias"]),
         activation="tanh" if bool(state["mlp_extractor.uses_tanh"]) else "relu",
         trained={
-            "n_instances": ranges.get("num_instances") or [],
+            "num_choices": ranges.get("num_choices") or [],
             "load": ranges.get("load") or [],
             "staleness_s": ranges.get("staleness_s") or [],
         },
-        environment={"id": card["env_id"], "golden_hash": card["golden_hash"]},
+        fingerprint=card["fingerprint"],
         training={key: card[key] for key in ("algorithm", "seed", "num_timesteps") if key in card},
         config=card.get("config") or {},
         versions=card.get("versions") or {},
@@ -175,23 +170,27 @@ def policy_graph(policy: torch.nn.Module, features: Sequence[str]) -> bytes:
     return onnx_bytes("scorer_mlp", activation, feature_tensors(specs) | weights)
 
 
-def _exportable(card: Mapping[str, Any], where: str) -> tuple[FeatureSpec, ...]:
+def _exportable(card: Mapping[str, Any], problem: type[Problem], where: str) -> tuple[FeatureSpec, ...]:
     if card["network"] != "scorer":
         raise UserError(
-            f"{where}: network={card['network']!r} is made for exactly {card.get('num_instances', 'N')} instances;"
+            f"{where}: network={card['network']!r} is made for exactly {card.get('num_choices', 'N')} choices;"
             " a bundle serves any number: train agent=ppo_scorer"
         )
     names = tuple(card["features"])
-    unknown = not set(names) <= set(problem_of_card(card, where).offers)
+    unknown = not set(names) <= set(problem.offers)
     if card["schema_version"] != SCHEMA_VERSION or unknown or card["schema_digest"] != schema_digest(names):
         raise UserError(
             f"{where}: trained on another observation schema (version {card['schema_version']}, digest"
             f" {card['schema_digest']}) than this one (version {SCHEMA_VERSION})"
         )
+    return tuple(spec.limited() for spec in _public_specs(names, where))
+
+
+def _public_specs(names: Sequence[str], where: str) -> tuple[FeatureSpec, ...]:
     for name in names:
         if find_signal(name).tag == "privileged":
             raise UserError(f"{where}: uses feature {name!r}, which is privileged: no router can know it")
-    return tuple(FeatureSpec.of(find_signal(name)).limited() for name in names)
+    return tuple(FeatureSpec.of(find_signal(name)) for name in names)
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -219,20 +218,34 @@ def _weights(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, Array]:
     return weights
 
 
-def from_heuristic(policy: str, config: Mapping[str, Any] | None = None) -> Source:
-    """Describe a heuristic of `LINEAR_SCORES` over the features that it reads.
+def from_heuristic(
+    name: str, weights: Mapping[str, float], problem: type[Problem], config: Mapping[str, Any] | None = None
+) -> Source:
+    """Describe a heuristic whose score is a weighted sum of columns.
+
+    Parameters
+    ----------
+    name : str
+    weights : mapping of str to float
+        By column.
+    problem : type
+        What it decides.
+    config : mapping, optional
+        Of the export.
 
     Raises
     ------
     UserError
-        It has no such form.
+        It reads a privileged column.
     """
-    if policy not in LINEAR_SCORES:
-        raise UserError(f"policy={policy!r}: has no linear score to export{did_you_mean(policy, LINEAR_SCORES)}")
-    form = LINEAR_SCORES[policy]
-    weights = {"score.weight": np.array([list(form.values())], np.float32)}
-    features = tuple(FeatureSpec.of(find_signal(name)) for name in form)
-    return Source(policy, "linear_score", features, weights, config=config or {})
+    return Source(
+        name,
+        "linear_score",
+        problem,
+        _public_specs(tuple(weights), f"policy={name!r}"),
+        {"score.weight": np.array([list(weights.values())], np.float32)},
+        config=config or {},
+    )
 
 
 def check_target(folder: str | Path) -> Path:
@@ -309,21 +322,14 @@ def _manifest(source: Source, weights_digest: str, score_unit: float) -> dict[st
         "architecture": {"hidden": source.hidden, "activation": source.activation},
         "observation": {
             "schema_version": SCHEMA_VERSION,
-            "unknown_value": "NaN",
+            "unknown_value": UNKNOWN_VALUE,
             "features": [json.loads(json.dumps(asdict(feature))) for feature in source.features],
         },
-        "action": {
-            "kind": "instance_index",
-            "decode": "argmax",
-            "tie_break": "lowest_index",
-            "masked_score": MASKED_SCORE,
-            "score_unit": score_unit,
-            "none_available": "refused",
-        },
-        "trained": {name: list(source.trained.get(name, [])) for name in ("n_instances", "load", "staleness_s")},
-        "tested": {"n_instances": [min(PARITY_SIZES), max(PARITY_SIZES)]},
-        "fallback": FALLBACK,
-        "environment": dict(source.environment),
+        "action": {**ACTION, "choice": source.problem.choice, "score_unit": score_unit},
+        "trained": {name: list(source.trained.get(name, [])) for name in ("num_choices", "load", "staleness_s")},
+        "tested": {"num_choices": [min(PARITY_SIZES), max(PARITY_SIZES)]},
+        "fallback": source.problem.fallback,
+        "environment": {"id": source.problem.env_id, "fingerprint": source.fingerprint},
         "versions": dict(source.versions),
         "git_revision": source.git_revision,
         "training": dict(source.training),

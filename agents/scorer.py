@@ -36,9 +36,9 @@ class RowScorer(nn.Module):
     Parameters
     ----------
     features : sequence of str
-        Columns of the observation.
+        Names of the observation's F columns.
     hidden : int
-        Width of every layer.
+        H, the width of every layer.
     activation : {"relu", "tanh"}
     """
 
@@ -61,26 +61,63 @@ class RowScorer(nn.Module):
         self.register_buffer("uses_tanh", torch.tensor(activation == "tanh"))
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, N) and the critic's latent (B, hidden) of raw observations (B, N, F)."""
-        available = is_available(observation)
+        """Compute what actor and critic need in one pass.
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, N, F)
+            Raw physical units; the row of an instance that does not exist is all zero.
+
+        Returns
+        -------
+        logits : Tensor, shape (B, N)
+            Scores; -1e8 where there is no instance.
+        latent : Tensor, shape (B, H)
+            The critic's.
+        """
+        available = _is_available(observation)
         x = self.inputs(observation)
         return self._logits(x, available), self._latent(self._both_scales(observation, x), available)
 
     def forward_actor(self, observation: Tensor) -> Tensor:
-        """Return the logits, shape (B, N)."""
-        return self._logits(self.inputs(observation), is_available(observation))
+        """Return the logits, shape (B, N).
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, N, F)
+        """
+        return self._logits(self.inputs(observation), _is_available(observation))
 
     def forward_critic(self, observation: Tensor) -> Tensor:
-        """Return the critic's latent, shape (B, hidden)."""
+        """Return the critic's latent, shape (B, H).
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, N, F)
+        """
         x = self._both_scales(observation, self.inputs(observation))
-        return self._latent(x, is_available(observation))
+        return self._latent(x, _is_available(observation))
 
     def inputs(self, observation: Tensor) -> Tensor:
-        """Return the transformed rows, within `INPUT_LIMIT`."""
+        """Return the transformed rows, within `INPUT_LIMIT`, shape (B, N, F).
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, N, F)
+            Raw physical units.
+        """
         return self.transform(observation).clamp(-INPUT_LIMIT, INPUT_LIMIT)
 
     def scores(self, observation: Tensor, mask: Tensor) -> Tensor:
-        """Return the scores before any masking; the mean goes over ``mask``, as in the exported policy."""
+        """Return the scores before any masking, shape (B, N).
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, N, F)
+            Raw physical units.
+        mask : Tensor of bool, shape (B, N)
+            The fleet's mean goes over these instances, as in the exported policy.
+        """
         return self._scores(self.inputs(observation), mask)
 
     def _both_scales(self, observation: Tensor, x: Tensor) -> Tensor:
@@ -103,7 +140,7 @@ class RowScorer(nn.Module):
         return latent
 
 
-def is_available(observation: Tensor) -> Tensor:
+def _is_available(observation: Tensor) -> Tensor:
     """Which instances exist, shape (B, N): the row of one that does not is all zero."""
     return (observation != 0).any(dim=-1)
 
@@ -116,25 +153,52 @@ def _mean(h: Tensor, available: Tensor) -> Tensor:
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer whose output is multiplied by a constant."""
+    """A linear layer whose output is multiplied by a constant.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        I and O.
+    scale : float
+    """
 
     def __init__(self, in_features: int, out_features: int, scale: float) -> None:
         super().__init__(in_features, out_features)
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``scale * (W x + b)``."""
+        """Return ``scale * (W x + b)``.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., I)
+
+        Returns
+        -------
+        Tensor, shape (..., O)
+        """
         return super().forward(x) * self.scale
 
 
 class RowExtractor(BaseFeaturesExtractor):
-    """Hands the rows on as they are, (B, N, F): `RowScorer` transforms them."""
+    """Hands the rows on as they are, (B, N, F): `RowScorer` transforms them.
+
+    Parameters
+    ----------
+    observation_space : spaces.Box
+        Of shape (N, F).
+    """
 
     def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__(observation_space, features_dim=int(observation_space.shape[-1]))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Return ``observations``."""
+        """Return ``observations``.
+
+        Parameters
+        ----------
+        observations : Tensor, shape (B, N, F)
+        """
         return observations
 
 
@@ -156,9 +220,14 @@ class _ScorerMixin:
         Typical size of a return, by which the critic's output is multiplied. With ``vf_coef`` divided by
         its square this equals dividing rewards by it: otherwise the critic's gradient drowns the actor's
         when both are clipped together.
+
+    Raises
+    ------
+    UserError
+        ``features`` do not fit the observation, or another setting is out of range; the message names it.
     """
 
-    any_num_instances = True
+    any_num_choices = True
     mlp_extractor: RowScorer
 
     def __init__(
@@ -230,8 +299,13 @@ class _ScorerMixin:
         Parameters
         ----------
         observation : ndarray of float32, shape (B, N, F)
+            Raw physical units.
         mask : ndarray of bool, shape (B, N)
             Instances that may be chosen; the fleet's mean goes over them.
+
+        Returns
+        -------
+        ndarray of float32, shape (B, N)
         """
         with torch.no_grad():
             return self.mlp_extractor.scores(torch.as_tensor(observation), torch.as_tensor(mask)).numpy()

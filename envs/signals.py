@@ -65,14 +65,19 @@ class Signal:
 
 @dataclass(frozen=True)
 class Term:
-    """One number that the engines measure between two decisions, for rewards to weigh."""
+    """One number that the engines measure between two decisions, for rewards to weigh.
+
+    Attributes
+    ----------
+    name, unit, meaning : str
+    """
 
     name: str
     unit: str
     meaning: str
 
 
-# A gauge that could not be read is taken for a moderately busy instance: as 0 it would look idle and draw every request.
+# A gauge that could not be read stands for a moderately busy instance: as 0 it would look idle and draw every request.
 SIGNALS: tuple[Signal, ...] = (
     Signal(
         name="in_flight_requests",
@@ -249,6 +254,7 @@ def declare(signals: Iterable[Signal]) -> tuple[str, ...]:
     Parameters
     ----------
     signals : iterable of Signal
+        Declaring an equal one again changes nothing.
 
     Returns
     -------
@@ -275,6 +281,7 @@ def find_signal(name: str) -> Signal:
     Parameters
     ----------
     name : str
+        Of `SIGNALS`, or of one that `declare` made known.
 
     Raises
     ------

@@ -28,7 +28,8 @@ def main(cfg: DictConfig) -> float | None:
     options, cases = read_cases(EvaluateOptions, cfg)
     trials = plan_trials(cases, options.episodes, "episodes")
     problem = trials[0].problem
-    policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle, problem=problem)
+    with cases[0].named():
+        policy = make_policy(options.policy, problem, checkpoint=options.checkpoint, bundle=options.bundle)
     check_trials(trials, [policy])
     with RunFolder.from_hydra(run_config(cfg, cases)) as run:
         if options.suite is None:

@@ -20,7 +20,9 @@ def since_s(earlier: Any, later: Any, unit_s: float = NS) -> Any:
     Parameters
     ----------
     earlier, later : int, float or ndarray
-        Times in units of ``unit_s`` seconds (default: nanoseconds).
+        Times on one clock; arrays of equal shape.
+    unit_s : float
+        Seconds of one unit of theirs; by default they are nanoseconds.
     """
     return (later - earlier) * unit_s
 
@@ -31,8 +33,11 @@ def tpot_s(first_token: Any, finish: Any, output_tokens: Any, unit_s: float = NS
     Parameters
     ----------
     first_token, finish : int, float or ndarray
-        Times in units of ``unit_s`` seconds (default: nanoseconds).
+        Times of the first and the last token on one clock; arrays of equal shape.
     output_tokens : int or ndarray
+        At least 1.
+    unit_s : float
+        Seconds of one unit of theirs; by default they are nanoseconds.
     """
     return (finish - first_token) * unit_s / (output_tokens - (output_tokens > 1))
 

@@ -17,6 +17,12 @@ from fleetgym.envs.cluster.spec import Slo
 class Outcomes:
     """What became of each request of a cluster, and what happened since the last decision.
 
+    Parameters
+    ----------
+    requests : ndarray of REQUEST_DTYPE, shape (R,)
+    slo : Slo
+        Objectives that finished requests are counted by.
+
     Attributes
     ----------
     results : ndarray of RESULT_DTYPE, shape (R,)
@@ -43,14 +49,26 @@ class Outcomes:
         self.finished = self.slo_met = self.rejected = self.preempted = self.recomputed_tokens = 0
 
     def advance(self, now: int) -> None:
-        """Integrate the request counts up to ``now``, in whole request-nanoseconds."""
+        """Integrate the request counts, in whole request-nanoseconds.
+
+        Parameters
+        ----------
+        now : int
+            Up to this time, in nanoseconds; never before an earlier call's.
+        """
         elapsed = now - self._updated_ns
         self.unfinished_ns += self.unfinished * elapsed
         self.awaiting_ns += self.awaiting * elapsed
         self._updated_ns = now
 
     def take_terms(self, now: int) -> list[float]:
-        """Give the terms of the interval that ends ``now``, in the order of TERM_NAMES, and begin a new one."""
+        """Give the terms of the interval that ends now, in the order of TERM_NAMES, and begin a new one.
+
+        Parameters
+        ----------
+        now : int
+            Nanoseconds.
+        """
         self.advance(now)
         terms = [
             self.unfinished_ns * NS,
@@ -65,7 +83,15 @@ class Outcomes:
         return terms
 
     def token(self, request: Request, now: int) -> None:
-        """Note a returned token."""
+        """Note a returned token.
+
+        Parameters
+        ----------
+        request : Request
+            Its ``generated`` counts the token already.
+        now : int
+            When it is returned, in nanoseconds.
+        """
         index = request.index
         self.advance(now)
         if request.generated == 1:
@@ -89,7 +115,19 @@ class Outcomes:
 
 @dataclass
 class InFlight:
-    """Sums over the requests dispatched to an instance and not finished."""
+    """Sums over the requests dispatched to an instance and not finished.
+
+    Attributes
+    ----------
+    requests : int
+        How many.
+    prompt_tokens, output_tokens : int
+        Their lengths.
+    awaiting_requests, awaiting_prompt_tokens : int
+        Those without a first token, and their prompts.
+    streamed_tokens : int
+        Output tokens that have been returned.
+    """
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -104,7 +142,13 @@ class InFlight:
         return self.awaiting_prompt_tokens + self.output_tokens - self.streamed_tokens
 
     def add(self, request: Request) -> None:
-        """Count a dispatched request."""
+        """Count a dispatched request.
+
+        Parameters
+        ----------
+        request : Request
+            One that was not rejected.
+        """
         self.requests += 1
         self.prompt_tokens += request.prompt_tokens
         self.output_tokens += request.output_tokens
@@ -112,7 +156,13 @@ class InFlight:
         self.awaiting_prompt_tokens += request.prompt_tokens
 
     def token(self, request: Request) -> None:
-        """Count a returned token; the last one takes its request out."""
+        """Count a returned token; the last one takes its request out.
+
+        Parameters
+        ----------
+        request : Request
+            Its ``generated`` counts the token already.
+        """
         self.streamed_tokens += 1
         if request.generated == 1:
             self.awaiting_requests -= 1

@@ -88,7 +88,7 @@ def check_failure_s(problem: Problem, windows: Windows) -> None:
         Naming the largest latency that the yardstick gave to a served request.
     """
     episodes = run_policies(
-        replace(problem, engine="kernel"), [make_heuristic(problem.yardstick)], windows, progress=False
+        replace(problem, engine="kernel"), [make_heuristic(problem.yardstick, problem.env_id)], windows, progress=False
     )
     slowest_s = slowest_served_s(episodes)
     if slowest_s > problem.failure_s:

@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fleetgym.baselines import make_heuristic
+from fleetgym.envs.episodes import try_out
 from fleetgym.envs.errors import UserError, UserNote
 from fleetgym.envs.policy import Policy
 from fleetgym.envs.problem import Problem
@@ -86,22 +87,24 @@ def _check_workload(problem: Problem) -> None:
 
 
 def make_policy(
-    policy: str | Mapping[str, Any], *, checkpoint: Any = None, bundle: Any = None, problem: Problem | None = None
+    policy: str | Mapping[str, Any], problem: Problem, *, checkpoint: Any = None, bundle: Any = None
 ) -> Policy:
-    """Build one policy: a heuristic by name, ``checkpoint`` or ``bundle`` from their paths.
+    """Build one policy and try it out: a heuristic by name, ``checkpoint`` or ``bundle`` from their paths.
 
     Parameters
     ----------
     policy : str or mapping
-        A name, or ``{"name": ..., parameter: value, ...}``.
-    checkpoint, bundle : path, optional
-    problem : Problem, optional
+        A name, or ``{"name": ..., parameter: value, ...}``; ``fallback`` is the problem's own.
+    problem : Problem
         What it is to decide: a policy of another one is refused.
+    checkpoint, bundle : path, optional
     """
     parameters = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
     name = parameters.pop("name", None)
     if not isinstance(name, str):
         raise UserError(f"policy.name={name!r}: must be the name of a policy")
+    if name == "fallback":
+        name = problem.fallback
     paths = {"checkpoint": checkpoint, "bundle": bundle}
     for kind, path in paths.items():
         if kind == name and path is None:
@@ -109,21 +112,27 @@ def make_policy(
         if kind != name and path is not None:
             raise UserError(f"{kind}={str(path)!r}: read under policy={kind} only, policy is {name}")
     if name not in paths:
-        return make_heuristic(name, **parameters)
+        heuristic = make_heuristic(name, problem.env_id, **parameters)
+        try_out(heuristic, problem)
+        return heuristic
     if parameters:
         raise UserError(f"policy.{next(iter(parameters))}: unknown; policy={name} takes no parameters")
     return learned(checkpoint, problem) if name == "checkpoint" else exported(bundle, problem)
 
 
-def learned(path: str | Path, problem: Problem | None = None) -> Policy:
-    """Load a trained checkpoint."""
+def learned(path: str | Path, problem: Problem) -> Policy:
+    """Load a trained checkpoint and try it out."""
     from fleetgym.agents.learned import load_checkpoint
 
-    return load_checkpoint(path, problem=problem)
+    policy = load_checkpoint(path, problem=problem)
+    try_out(policy, problem)
+    return policy
 
 
-def exported(path: str | Path, problem: Problem | None = None) -> Policy:
-    """Load an exported bundle as a policy."""
+def exported(path: str | Path, problem: Problem) -> Policy:
+    """Load an exported bundle as a policy and try it out."""
     from fleetgym.agents.bundle_policy import BundlePolicy
 
-    return BundlePolicy(path, problem)
+    policy = BundlePolicy(path, problem)
+    try_out(policy, problem)
+    return policy

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from fleetgym.baselines import make_heuristic
+from fleetgym.envs.episodes import try_out
 from fleetgym.envs.policy import Policy
 from fleetgym.envs.problem import Problem
 from fleetgym.experiments.comparison.rollout import check_failure_s
@@ -58,16 +59,17 @@ def check_trials(trials: Sequence[Trial[T]], policies: Sequence[Policy]) -> None
     ----------
     trials : sequence of Trial
     policies : sequence of Policy
+        Tried out in the first scenario already.
 
     Raises
     ------
     UserError
         Naming the scenario, if a suite has several.
     """
-    for trial in trials:
+    for trial in trials[1:]:
         with trial.case.named():
             for policy in policies:
-                policy.reset([0], trial.problem.num_choices)
+                try_out(policy, trial.problem)
     for trial in trials:
         with trial.case.named():
             check_failure_s(trial.problem, trial.windows)
@@ -83,4 +85,4 @@ def with_yardstick(policies: Sequence[Policy], problem: Problem) -> list[Policy]
     """
     if any(policy.name == problem.yardstick for policy in policies):
         return list(policies)
-    return [make_heuristic(problem.yardstick), *policies]
+    return [make_heuristic(problem.yardstick, problem.env_id), *policies]

@@ -17,6 +17,7 @@ from fleetgym.baselines import make_heuristic
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
 from fleetgym.envs.problem import Problem
+from fleetgym.envs.routing import ENV_ID
 from fleetgym.envs.routing.problem import Routing
 
 PPO = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
@@ -47,7 +48,7 @@ def card(spec: AgentSpec, config: Problem) -> dict[str, object]:
         "features": list(config.features),
         "schema_version": SCHEMA_VERSION,
         "schema_digest": schema_digest(config.features),
-        "golden_hash": "",
+        "fingerprint": "",
         "trained_ranges": {},
     }
 
@@ -163,7 +164,7 @@ def test_a_scorer_serves_any_number_of_instances_and_an_mlp_does_not(tmp_path: P
     learn(tmp_path / "scorer")
     learn(tmp_path / "mlp", "ppo")
     load_checkpoint(tmp_path / "scorer" / "best_model.zip").reset([0], 3)
-    with pytest.raises(UserError, match=r"exactly 8 instances, the cluster has 3.*ppo_scorer"):
+    with pytest.raises(UserError, match=r"exactly 8 choices, here are 3.*ppo_scorer"):
         load_checkpoint(tmp_path / "mlp" / "best_model.zip").reset([0], 3)
 
 
@@ -240,6 +241,6 @@ def test_impossible_plans_are_named(arguments: dict[str, object]) -> None:
 
 
 def test_held_out_episodes_are_the_same_for_every_policy() -> None:
-    first, again = (held_out_score(make_heuristic("least_inflight"), problem(), 3) for _ in range(2))
+    first, again = (held_out_score(make_heuristic("least_inflight", ENV_ID), problem(), 3) for _ in range(2))
     assert first == again
     assert set(HELD_OUT_FIGURES) <= set(first)
