@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from routing_envs import ROUTING_ID
 from suite_cases import POLICIES, write_suite
 
+from fleetgym.agents.learned import load_checkpoint
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.problem import Problem
@@ -184,13 +186,14 @@ def run(folder: Path, command: str, *arguments: str) -> None:
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], command: str, *arguments: str) -> str:
     """Run a command that must end with one line and code 2 before anything is written; return the line."""
+    before = {path.name for path in folder.iterdir()}
     with pytest.raises(SystemExit) as caught:
         run(folder, command, *arguments)
     line = capsys.readouterr().err
     assert caught.value.code == 2, line
     assert line.startswith("error: ")
     assert line.count("\n") == 1
-    assert {path.name for path in folder.iterdir()} <= {"conf"}, "something was written"
+    assert {path.name for path in folder.iterdir()} <= {"conf", *before}, "something was written"
     return line
 
 
@@ -265,7 +268,7 @@ def test_an_experiment_may_choose_a_suite_and_a_sweep_may_run_over_them(folder: 
     assert (folder / "four" / "leaderboard.csv").is_file()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "leaderboard"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "leaderboard"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -328,3 +331,78 @@ def test_the_yardstick_itself_has_the_ratio_one(folder: Path) -> None:
     run(folder, "evaluate", "suite=tiny", "policy=round_robin", "episodes=1", "hydra.run.dir=s")
     metrics = json.loads((folder / "s" / "metrics.json").read_text())
     assert metrics["ratios"] == {"tiny/eight": 1.0, "tiny/four": 1.0}
+
+
+# -- Training ----------------------------------------------------------------------------------------------------------
+
+LEARN = (
+    "total_timesteps=128", "eval_every_timesteps=64", "eval_episodes=2", "agent.num_envs=4", "progress_bar=false",
+    "agent.hyperparameters.n_steps=16", "agent.hyperparameters.batch_size=32", "env.num_requests=40",
+)  # fmt: skip
+
+
+def test_a_policy_trained_on_a_suite_says_on_what_and_is_ranked_over_it(folder: Path) -> None:
+    run(folder, "train", "suite=tiny", *LEARN, "name=both", "hydra.run.dir=t")
+    metrics = json.loads((folder / "t" / "metrics.json").read_text())
+    row = metrics["held_out"][0]
+    assert row["ratio"] == pytest.approx(math.sqrt(row["tiny/eight.ratio"] * row["tiny/four.ratio"]))
+    assert metrics["best"]["ratio"] == min(row["ratio"] for row in metrics["held_out"])
+    assert (folder / "t" / "training_curve.png").is_file()
+    assert "held_out/tiny/four.ratio" in (folder / "t" / "progress.csv").read_text().splitlines()[0]
+    about = json.loads((folder / "t" / "best_model.json").read_text())
+    assert about["scenarios"] == ["tiny/eight", "tiny/four"]
+    assert about["trained_ranges"]["load"] == [0.5, 1.1]
+    assert about["trained_ranges"]["num_choices"] == [4, 8]
+    assert set(about["config"]["scenarios"]) == {"tiny/eight", "tiny/four"}
+    run(folder, "leaderboard", "suite=tiny", "name=both", POLICIES, "seeds=[0]", "hydra.run.dir=b")
+    board = json.loads((folder / "b" / "metrics.json").read_text())
+    assert {entry["kind"] for entry in board["policies"].values()} == {"heuristic", "learned"}
+
+
+def test_a_suite_of_one_scenario_gives_the_weights_of_that_scenario(folder: Path) -> None:
+    for name, chosen in (("alone", "scenario=tiny/eight"), ("lone", "suite=lone")):
+        run(folder, "train", chosen, *LEARN, f"hydra.run.dir={name}")
+    for checkpoint in ("best_model.zip", "last_model.zip"):
+        alone, lone = (
+            load_checkpoint(folder / name / checkpoint).model.policy.state_dict() for name in ("alone", "lone")
+        )
+        assert all(torch.equal(alone[key], lone[key]) for key in alone)
+
+
+def test_a_policy_for_one_number_of_choices_is_refused_with_the_scenario_that_has_another(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [*LEARN[:5], *LEARN[7:], "agent.hyperparameters.learning_starts=16", "agent.hyperparameters.batch_size=16"]
+    run(folder, "train", "scenario=tiny/four", "agent=dqn", *few, "hydra.run.dir=four")
+    capsys.readouterr()
+    checkpoint = "checkpoint=four/best_model.zip"
+    for command, *chosen in (("leaderboard", POLICIES), ("evaluate", "policy=checkpoint")):
+        line = refused(folder, capsys, command, "suite=tiny", checkpoint, *chosen)
+        assert line.startswith("error: tiny/eight: ")
+        assert "was trained for exactly 4 choices, here are 8" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["agent.num_envs=1"], "agent.num_envs=1: must be at least 2, one for each scenario of the suite"),
+        (
+            ["agent=dqn", "scenario.parts.train.available=null"],
+            "suite.scenarios: 4 to 8 choices: dqn with network='mlp'",
+        ),
+        (["resume=conf/suite/tiny.yaml"], "not a checkpoint that training wrote"),
+    ],
+)
+def test_what_cannot_be_trained_on_a_suite_is_one_line(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_suite(folder)
+    assert message in refused(folder, capsys, "train", "suite=tiny", *arguments)
+
+
+def test_a_scenario_where_the_yardstick_attains_nothing_cannot_choose_a_model(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = ("slo.ttft_s=1e-6", "slo.ttft_s_per_1k_prompt_tokens=0", "eval_episodes=1")
+    line = refused(folder, capsys, "train", "suite=tiny", *nothing)
+    assert "tiny/four: round_robin has slo_attainment=0 on the validation part" in line
