@@ -78,15 +78,21 @@ class FleetVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step all environments; those that end are reset within the step."""
-        steps = [env.step(self._actions[span]) for env, span in zip(self.envs, self._spans, strict=True)]
-        rewards, dones = (_joined([step[k] for step in steps]) for k in (1, 3))
+        if len(self.envs) == 1:
+            observations, rewards, _, dones, info = self.env.step(self._actions)
+            ends = [(0, dones, info)]
+        else:
+            steps = [env.step(self._actions[span]) for env, span in zip(self.envs, self._spans, strict=True)]
+            observations = self._stacked([step[0] for step in steps])
+            rewards, dones = (np.concatenate([step[k] for step in steps]) for k in (1, 3))
+            ends = [(span.start, step[3], step[4]) for span, step in zip(self._spans, steps, strict=True)]
         self._returns += rewards
         self._lengths += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for span, (*_, ended, info) in zip(self._spans, steps, strict=True):
+        for first, ended, info in ends:
             for index in np.flatnonzero(ended).tolist():
-                infos[span.start + index] = self._at_end(span.start + index, index, info)
-        return self._stacked([step[0] for step in steps]), rewards.astype(np.float32), dones, infos
+                infos[first + index] = self._at_end(first + index, index, info)
+        return observations, rewards.astype(np.float32), dones, infos
 
     def _at_end(self, index: int, place: int, info: dict[str, Any]) -> dict[str, Any]:
         """Return what is told at the end of episode ``index``, which is ``place`` of its own environment's."""
