@@ -1,7 +1,7 @@
 """Load an exported policy and decide with it: needs numpy and onnxruntime, nothing else.
 
 >>> policy = load("bundles/ppo_scorer")
->>> policy.act(observation, mask)  # (B, N, F) float32 in physical units, (B, N) bool -> (B,) int64
+>>> policy.act(observation, mask)  # (B, C, F) float32 in physical units, (B, C) bool -> (B,) int64
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Bundle:
     Parameters
     ----------
     manifest : dict
-        Checked.
+        As `fleetgym.agents.bundle_manifest.read_manifest` returns it.
     specs : tuple of FeatureSpec
         The F columns.
     weights : mapping of str to ndarray
@@ -101,7 +101,7 @@ class Bundle:
         seeds : sequence of int, length B
             Read with ``tie_break="random"`` only.
         num_choices : int
-            N; any number will do.
+            C; any number will do.
         """
         self._generators = [np.random.default_rng([int(seed), 0x7E5]) for seed in seeds]
 
@@ -110,9 +110,9 @@ class Bundle:
 
         Parameters
         ----------
-        observation : ndarray of float32, shape (B, N, F)
+        observation : ndarray of float32, shape (B, C, F)
             Raw physical units, columns as in `features`, NaN where a value is unknown.
-        mask : ndarray of bool, shape (B, N)
+        mask : ndarray of bool, shape (B, C)
             What may be chosen, at least one per row.
 
         Returns
@@ -134,8 +134,8 @@ class Bundle:
 
         Parameters
         ----------
-        observation : ndarray of float32, shape (B, N, F)
-        mask : ndarray of bool, shape (B, N)
+        observation : ndarray of float32, shape (B, C, F)
+        mask : ndarray of bool, shape (B, C)
             Both as for `act`.
 
         Returns
@@ -155,13 +155,13 @@ class Bundle:
 
         Parameters
         ----------
-        observation : ndarray of float32, shape (B, N, F)
-        mask : ndarray of bool, shape (B, N)
+        observation : ndarray of float32, shape (B, C, F)
+        mask : ndarray of bool, shape (B, C)
             Both as for `act`.
 
         Returns
         -------
-        ndarray of float32, shape (B, N)
+        ndarray of float32, shape (B, C)
 
         Raises
         ------
@@ -178,13 +178,13 @@ class Bundle:
 
         Parameters
         ----------
-        observation : ndarray of float32, shape (B, N, F)
-        mask : ndarray of bool, shape (B, N)
+        observation : ndarray of float32, shape (B, C, F)
+        mask : ndarray of bool, shape (B, C)
             Both as for `act`; not checked.
 
         Returns
         -------
-        scores : ndarray of float32, shape (B, N)
+        scores : ndarray of float32, shape (B, C)
         action : ndarray of int64, shape (B,)
         """
         activation = self.manifest["architecture"]["activation"]
@@ -196,7 +196,7 @@ class Bundle:
         Returns
         -------
         list of dict of str to ndarray
-            For each N of `PARITY_SIZES`: ``obs`` (B, N, F), ``mask`` (B, N), ``scores`` (B, N) and ``action`` (B,).
+            For each C of `PARITY_SIZES`: ``obs`` of shape (B, C, F), ``mask`` and ``scores`` (B, C), ``action`` (B,).
 
         Raises
         ------
@@ -287,7 +287,7 @@ def load(path: str | Path, *, tie_break: str = "lowest_index") -> Bundle:
     path : str or Path
         The bundle folder.
     tie_break : {"lowest_index", "random"}
-        Which of several equal scores wins. Idle instances often tie: a live router should use ``random``.
+        Which of several equal scores wins. Idle instances often tie: a live decider should use ``random``.
 
     Raises
     ------

@@ -156,6 +156,7 @@ def check_types(value: Any, expected: Any, where: str) -> None:
     Raises
     ------
     BundleError
+        Naming the entry that is missing, unknown or of another type.
     """
     if isinstance(expected, Mapping):
         check_types(value, dict, where)
@@ -255,7 +256,7 @@ def check_weights(weights: Mapping[str, Array], expected: Mapping[str, tuple[int
     Parameters
     ----------
     weights : mapping of str to ndarray
-        As read.
+        As read, each of any shape.
     expected : mapping of str to tuple of int
         Shapes (`fleetgym.agents.bundle_format.weight_shapes`).
     where : str
@@ -287,7 +288,7 @@ def check_onnx(data: bytes, kind: str, activation: str, weights: Mapping[str, Ar
     kind : {"scorer_mlp", "linear_score"}
     activation : {"relu", "tanh"}
     weights : mapping of str to ndarray
-        Checked by `check_weights`.
+        In the shapes that `check_weights` asks for.
 
     Raises
     ------

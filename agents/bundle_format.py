@@ -314,6 +314,11 @@ def used_weights(nodes: Sequence[Node], weights: Mapping[str, Array]) -> dict[st
     nodes : sequence of Node
     weights : mapping of str to ndarray
         In the shapes of `weight_shapes`.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Some of ``weights``, in the same shapes.
     """
     read = {name for node in nodes for name in node.inputs}
     return {name: value for name, value in weights.items() if name in read}

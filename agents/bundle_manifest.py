@@ -66,6 +66,7 @@ def read_manifest(data: bytes) -> dict[str, Any]:
     Parameters
     ----------
     data : bytes
+        Of the file.
 
     Returns
     -------
@@ -150,11 +151,16 @@ def read_features(manifest: Mapping[str, Any]) -> tuple[FeatureSpec, ...]:
     Parameters
     ----------
     manifest : mapping
+        As `read_manifest` returns it.
+
+    Returns
+    -------
+    tuple of FeatureSpec, length F
 
     Raises
     ------
     BundleError
-        None, too many, one twice, or one that cannot be used.
+        None, too many, one twice, or one that cannot be used (`FeatureSpec.problem`).
     """
     rows = manifest["observation"]["features"]
     if not 1 <= len(rows) <= MAX_FEATURES:

@@ -55,7 +55,7 @@ class BundlePolicy:
         ----------
         seeds : sequence of int, length B
         num_choices : int
-            N; any number will do.
+            C; any number will do.
         """
         self.bundle.reset(seeds, num_choices)
 
@@ -64,9 +64,9 @@ class BundlePolicy:
 
         Parameters
         ----------
-        observation : ndarray of float32, shape (B, N, F)
+        observation : ndarray of float32, shape (B, C, F)
             Raw physical units.
-        mask : ndarray of bool, shape (B, N)
+        mask : ndarray of bool, shape (B, C)
             What may be chosen.
 
         Returns

@@ -14,7 +14,7 @@ from typing import Any
 from fleetgym.envs.atomic import write_text
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.problem import Problem
-from fleetgym.envs.registry import find_problem
+from fleetgym.envs.registry import bare_id, find_problem
 
 _REQUIRED: Mapping[str, type] = {
     "env_id": str,
@@ -32,7 +32,13 @@ _RENAMED = {"golden_hash": "fingerprint", "num_instances": "num_choices"}  # of 
 
 
 def card_path(checkpoint: str | Path) -> Path:
-    """Return where the card of a checkpoint lies."""
+    """Return where the card of a checkpoint lies.
+
+    Parameters
+    ----------
+    checkpoint : path
+        The zip.
+    """
     return Path(checkpoint).with_suffix(".json")
 
 
@@ -46,6 +52,18 @@ def write_card(checkpoint: str | Path, card: Mapping[str, Any]) -> Path:
     card : mapping
         At least ``env_id``, ``algorithm``, ``network`` ("mlp" or "scorer"), ``features``,
         ``schema_version``, ``schema_digest``, ``fingerprint`` and ``trained_ranges``; more is kept.
+
+    Returns
+    -------
+    Path
+        Of the card.
+
+    Raises
+    ------
+    ValueError
+        The card lacks one of these.
+    UserError
+        It cannot be written.
     """
     if missing := [name for name in _REQUIRED if name not in card]:
         raise ValueError(f"card lacks {', '.join(missing)}")
@@ -56,6 +74,8 @@ def write_card(checkpoint: str | Path, card: Mapping[str, Any]) -> Path:
 
 def problem_of_card(card: Mapping[str, Any], where: str) -> type[Problem]:
     """Return the decision problem that a checkpoint was trained for.
+
+    A module that the card names is not imported: whoever loads a policy says what code is run.
 
     Parameters
     ----------
@@ -68,14 +88,27 @@ def problem_of_card(card: Mapping[str, Any], where: str) -> type[Problem]:
     UserError
         It is not registered here.
     """
+    env_id = bare_id(card["env_id"])
     try:
-        return find_problem(card["env_id"])
+        return find_problem(env_id)
     except UserError as error:
-        raise UserError(f"{where}: trained for {card['env_id']!r}: {error}") from None
+        raise UserError(
+            f"{where}: trained for {env_id!r}: {error}; env.id=MODULE:{env_id} imports the module that registers it"
+        ) from None
 
 
 def read_card(checkpoint: str | Path) -> dict[str, Any]:
     """Return the card of a checkpoint, an old one in today's words.
+
+    Parameters
+    ----------
+    checkpoint : path
+        The zip; it is not opened.
+
+    Returns
+    -------
+    dict
+        With every key that `write_card` asks for, of the right type.
 
     Raises
     ------

@@ -64,24 +64,29 @@ class Source:
     Attributes
     ----------
     name : str
+        Of the policy; the bundle's id adds a digest.
     kind : {"scorer_mlp", "linear_score"}
     problem : type
-        What it decides.
+        What it decides, a subclass of `Problem`.
     features : tuple of FeatureSpec
+        The F columns.
     weights : dict of str to ndarray
-        Without the feature table's tensors.
+        Without the feature table's tensors; in the shapes of `fleetgym.agents.bundle_format.weight_shapes`.
     hidden : int
+        H, width of the layers; 1 for ``linear_score``.
     activation : {"relu", "tanh"}
     trained : dict
         ``num_choices``, ``load``, ``staleness_s``: [low, high] each, empty where it does not apply.
     fingerprint : str
-        Of the problem when it was trained.
+        Of the problem when it was trained; empty for a heuristic.
     training : dict
         Algorithm, seed and number of steps.
     config : mapping
         The resolved training config.
     versions : mapping
+        Of Python and its packages.
     git_revision : str
+        Of the code that trained it; empty if unknown.
     evaluation : list of dict
         Rows of a leaderboard.
     """
@@ -102,7 +107,7 @@ class Source:
     evaluation: Sequence[Mapping[str, Any]] = ()
 
     def tensors(self) -> dict[str, Array]:
-        """Return everything that goes into ``weights.safetensors``."""
+        """Return everything that goes into ``weights.safetensors``, in the shapes of `weight_shapes`."""
         return feature_tensors(self.features) | self.weights
 
 
@@ -128,10 +133,10 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     card = read_card(path)
     problem = problem_of_card(card, where)
     features = _exportable(card, problem, where)
-    today = card["fingerprint"] if fingerprint is None else fingerprint(card["env_id"])
+    today = card["fingerprint"] if fingerprint is None else fingerprint(problem.env_id)
     if today != card["fingerprint"]:
         warnings.warn(
-            f"{path}: trained when {card['env_id']} behaved otherwise (fingerprint {card['fingerprint'] or 'unknown'},"
+            f"{path}: trained when {problem.env_id} behaved otherwise (fingerprint {card['fingerprint'] or 'unknown'},"
             f" today {today}): evaluate it again before use",
             RuntimeWarning,
             stacklevel=2,
@@ -162,7 +167,25 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
 
 
 def policy_graph(policy: torch.nn.Module, features: Sequence[str]) -> bytes:
-    """Return the ONNX graph of a row scorer as it is now, the same that a bundle of it holds but for the score unit."""
+    """Return the ONNX graph of a row scorer as it is now, the same that a bundle of it holds but for the score unit.
+
+    Parameters
+    ----------
+    policy : Module
+        An SB3 policy with a `fleetgym.agents.scorer.RowScorer`; its weights are copied.
+    features : sequence of str
+        Columns of its observation.
+
+    Returns
+    -------
+    bytes
+        An ONNX file.
+
+    Raises
+    ------
+    UserError
+        A weight is NaN or infinite: training diverged.
+    """
     state = policy.state_dict()
     weights = _weights(state, Path("policy"))
     specs = tuple(FeatureSpec.of(find_signal(name)).limited() for name in features)
@@ -226,12 +249,13 @@ def from_heuristic(
     Parameters
     ----------
     name : str
+        Of the heuristic.
     weights : mapping of str to float
-        By column.
+        By column, in the order in which they are summed.
     problem : type
-        What it decides.
+        The decision problem, a subclass of `Problem`.
     config : mapping, optional
-        Of the export.
+        The resolved config of the export, kept as ``train_config.yaml``.
 
     Raises
     ------
@@ -249,7 +273,17 @@ def from_heuristic(
 
 
 def check_target(folder: str | Path) -> Path:
-    """Return where a bundle will lie; a folder that exists already is refused."""
+    """Return where a bundle will lie, as an absolute path.
+
+    Parameters
+    ----------
+    folder : path
+
+    Raises
+    ------
+    UserError
+        It exists already.
+    """
     target = Path(folder).absolute()
     if target.exists():
         raise UserError(f"bundle={str(folder)!r}: exists already; remove it or name another folder")
@@ -259,10 +293,21 @@ def check_target(folder: str | Path) -> Path:
 def write_bundle(folder: str | Path, source: Source) -> Path:
     """Write the bundle, verify it, and only then give it its name.
 
+    Parameters
+    ----------
+    folder : path
+        Must not exist; the folder around it is made.
+    source : Source
+
+    Returns
+    -------
+    Path
+        The folder, absolute.
+
     Raises
     ------
     UserError
-        The folder exists or cannot be written.
+        The folder exists or cannot be written, or the bundle would not decide as the policy does.
     """
     target = check_target(folder)
     with making_folder(target) as temporary:
@@ -275,7 +320,17 @@ def write_bundle(folder: str | Path, source: Source) -> Path:
 
 
 def bundle_files(source: Source) -> dict[str, bytes]:
-    """Return name and content of every file of the bundle."""
+    """Return name and content of every file of the bundle.
+
+    Parameters
+    ----------
+    source : Source
+
+    Raises
+    ------
+    ValueError
+        The weights do not have the shapes of ``source.kind``.
+    """
     source, score_unit = with_unit_scores(source)
     tensors = source.tensors()
     expected = weight_shapes(source.kind, len(source.features), source.hidden)
@@ -301,6 +356,10 @@ def with_unit_scores(source: Source) -> tuple[Source, float]:
 
     That is exact in binary floating point and changes no decision, and it gives scores of every policy the
     same scale, on which a fixed tolerance means something.
+
+    Parameters
+    ----------
+    source : Source
 
     Returns
     -------
@@ -342,7 +401,15 @@ def _attributes(node: Node) -> dict[str, Any]:
 
 
 def onnx_bytes(kind: str, activation: str, tensors: Mapping[str, Array]) -> bytes:
-    """Return ``policy.onnx``: the graph of `bundle_format.graph` with these weights."""
+    """Return ``policy.onnx``: the graph of `bundle_format.graph` with these weights.
+
+    Parameters
+    ----------
+    kind : {"scorer_mlp", "linear_score"}
+    activation : {"relu", "tanh"}
+    tensors : mapping of str to ndarray
+        In the shapes of `fleetgym.agents.bundle_format.weight_shapes`.
+    """
     nodes = graph(kind, activation)
     constants = used_weights(nodes, tensors) | used_constants(nodes)
     num_features = tensors["features.low"].shape[0]
@@ -368,10 +435,19 @@ def onnx_bytes(kind: str, activation: str, tensors: Mapping[str, Array]) -> byte
 
 
 def parity_tensors(source: Source) -> dict[str, Array]:
-    """Return observations, masks and what the policy makes of them, for each N of `PARITY_SIZES`.
+    """Return observations, masks and what the policy makes of them, for each C of `PARITY_SIZES`.
 
     The scores come from torch for a trained network, so that the exported files are held against the
     thing that was trained.
+
+    Parameters
+    ----------
+    source : Source
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``n8.obs`` of shape (B, 8, F), ``n8.mask`` and ``n8.scores`` (B, 8), ``n8.action`` (B,), and so for each C.
     """
     rng = np.random.default_rng(0)
     tensors: dict[str, Array] = {}

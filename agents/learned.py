@@ -29,7 +29,7 @@ from fleetgym.envs.registry import bare_id
 
 
 class LearnedPolicy:
-    """Greedy actions of a trained model: the allowed instance with the highest logit or Q value.
+    """Greedy actions of a trained model: the allowed choice with the highest logit or Q value.
 
     A row scorer is evaluated as the graph that its bundle holds, so that checkpoint and bundle take the same
     decisions to the last bit: torch rounds equal rows differently by where they stand in a batch, and
@@ -75,7 +75,7 @@ class LearnedPolicy:
         seeds : sequence of int, length B
             Not needed: actions are greedy.
         num_choices : int
-            N.
+            C.
 
         Raises
         ------
@@ -91,14 +91,14 @@ class LearnedPolicy:
             )
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose the best allowed instance per environment (`fleetgym.envs.policy.Policy.act`).
+        """Choose the best allowed choice per environment (`fleetgym.envs.policy.Policy.act`).
 
         Parameters
         ----------
-        observation : ndarray of float32, shape (B, N, F)
+        observation : ndarray of float32, shape (B, C, F)
             Raw physical units.
-        mask : ndarray of bool, shape (B, N)
-            Instances that may be chosen.
+        mask : ndarray of bool, shape (B, C)
+            What may be chosen.
 
         Returns
         -------
@@ -116,14 +116,14 @@ class LearnedPolicy:
 
         Parameters
         ----------
-        observation : ndarray of float32, shape (B, N, F)
+        observation : ndarray of float32, shape (B, C, F)
             Raw physical units.
-        mask : ndarray of bool, shape (B, N)
-            Instances that may be chosen; only a row scorer reads it.
+        mask : ndarray of bool, shape (B, C)
+            What may be chosen; only a row scorer reads it.
 
         Returns
         -------
-        ndarray of float32, shape (B, N)
+        ndarray of float32, shape (B, C)
         """
         if self._graph is not None:
             return self._graph.run(["scores"], {"obs": np.ascontiguousarray(observation), "mask": mask})[0]

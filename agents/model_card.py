@@ -21,12 +21,24 @@ check for it before. The loader above refuses it. `weights.safetensors` holds th
 
 
 def yaml_text(value: Mapping[str, Any]) -> str:
-    """Return ``value`` as YAML."""
+    """Return ``value`` as YAML.
+
+    Parameters
+    ----------
+    value : mapping
+        Of what YAML knows; keys stay in order.
+    """
     return str(yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
 
 
 def text(manifest: Mapping[str, Any]) -> str:
-    """Return the README of the bundle that ``manifest`` describes."""
+    """Return the README of a bundle.
+
+    Parameters
+    ----------
+    manifest : mapping
+        Its manifest, but for ``files``.
+    """
     front = {
         "library_name": "fleetgym",
         "license": "apache-2.0",

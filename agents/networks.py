@@ -83,11 +83,11 @@ class SchemaExtractor(BaseFeaturesExtractor):
 
         Parameters
         ----------
-        observations : Tensor, shape (B, N, F)
+        observations : Tensor, shape (B, C, F)
             Raw physical units.
 
         Returns
         -------
-        Tensor, shape (B, N * F)
+        Tensor, shape (B, C * F)
         """
         return self.transform(observations).flatten(start_dim=1)

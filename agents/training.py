@@ -20,7 +20,9 @@ from fleetgym.agents.learned import LearnedPolicy, load_checkpoint
 from fleetgym.agents.vec_env import FleetVecEnv
 from fleetgym.envs.atomic import replacing
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.features import public
 from fleetgym.envs.problem import Problem
+from fleetgym.envs.signals import find_signal
 from fleetgym.envs.vector import FleetVectorEnv
 
 
@@ -200,6 +202,7 @@ def check_fit(agent: AgentSpec, *problems: Problem) -> None:
     ----------
     agent : AgentSpec
     *problems : Problem
+        Of one environment and one observation.
 
     Raises
     ------
@@ -210,27 +213,36 @@ def check_fit(agent: AgentSpec, *problems: Problem) -> None:
         raise UserError(
             f"agent.num_envs={agent.num_envs}: must be at least {len(problems)}, one for each scenario of the suite"
         )
-    if agent.network != "mlp" or agent.algorithm == "maskable_ppo":
+    differs = [(f"available={list(p.available)}", "available=null") for p in problems if p.available is not None]
+    rows = sorted({problem.num_choices for problem in problems})
+    if len(rows) > 1:
+        choices = f"suite.scenarios: {rows[0]} to {rows[-1]} choices"
+        differs.append((choices, "scenarios of one number of choices"))
+    if not differs or agent.algorithm == "maskable_ppo":
         return
-    knowing = "network='scorer' or algorithm='maskable_ppo'"
-    for problem in problems:
-        if problem.available is not None:
-            raise UserError(
-                f"available={list(problem.available)}: {agent.algorithm} with network='mlp' cannot tell which instances "
-                f"exist; train with available=null, or with {knowing}"
-            )
-    low, high = _choices(problems)
-    if low < high:
+    what, mend = differs[0]
+    where, features = f"{what}: {agent.algorithm} with network={agent.network!r} cannot tell", problems[0].features
+    if agent.network == "mlp":
         raise UserError(
-            f"suite.scenarios: {low} to {high} choices: {agent.algorithm} with network='mlp' cannot tell which exist; "
-            f"train on scenarios of one number of choices, or with {knowing}"
+            f"{where} which instances exist; train with {mend}, or with network='scorer' or algorithm='maskable_ppo'"
+        )
+    never_0 = _never_0(public(problems[0].offers))
+    if not never_0 & set(features):
+        raise UserError(
+            f"{where} an idle row from one that does not exist by features={list(features)}; add one that is never 0 "
+            f"({', '.join(sorted(never_0)) or 'none is offered'}), or train with {mend} or algorithm='maskable_ppo'"
         )
 
 
-def _choices(problems: Sequence[Problem]) -> tuple[int, int]:
-    """Return the least and the most choices that exist in an episode of any problem."""
-    ranges = [problem.num_choices_range for problem in problems]
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
+def _never_0(names: Sequence[str]) -> set[str]:
+    """Columns by which a choice that exists differs from a row of zeros: what it is made of, and tokens of a request."""
+    signals = [find_signal(name) for name in names]
+    return {s.name for s in signals if s.tag == "static" or (s.scope == "request" and s.unit == "tokens")}
+
+
+def _fewest(problems: Sequence[Problem]) -> int:
+    """Return the least choices that exist in an episode of any problem."""
+    return min(problem.num_choices_range[0] for problem in problems)
 
 
 def shares(num_envs: int, parts: int) -> list[int]:
@@ -296,7 +308,7 @@ def train(
     done = model.num_timesteps
     if prepare is not None:
         prepare(model)
-    evaluation = HeldOutCallback(held_out, spec.eval_every_timesteps, folder, card, _choices(problems)[0])
+    evaluation = HeldOutCallback(held_out, spec.eval_every_timesteps, folder, card, _fewest(problems))
     callbacks: list[BaseCallback] = [evaluation]
     if spec.checkpoint_every_timesteps is not None:
         callbacks.append(CheckpointCallback(spec.checkpoint_every_timesteps, folder, card))

@@ -31,7 +31,17 @@ class Columns:
         self._observation: NDArray[np.float32] = np.zeros((0, 0, 0), np.float32)
 
     def bind(self, observation: NDArray[np.float32]) -> Columns:
-        """Point the columns at ``observation``, shape (B, C, F)."""
+        """Point the columns at an observation.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, C, F)
+
+        Returns
+        -------
+        Columns
+            Itself.
+        """
         self._observation = observation
         return self
 
@@ -77,14 +87,27 @@ class Heuristic:
         return Columns(self.features)
 
     def reset(self, seeds: Sequence[int], num_choices: int) -> None:
-        """Begin one episode in each of ``len(seeds)`` environments of ``num_choices`` choices."""
+        """Begin one episode in each environment.
+
+        Parameters
+        ----------
+        seeds : sequence of int, length B
+            Of the generators of `noise`.
+        num_choices : int
+            C.
+        """
         self._generators = [np.random.default_rng([int(seed), 0x7E5]) for seed in seeds]
         self._num_choices = num_choices
         self._next = _CHUNK
         self._noise: NDArray[np.float64] = np.zeros((_CHUNK, len(seeds), num_choices))
 
     def noise(self) -> NDArray[np.float64]:
-        """Fresh uniform numbers in [0, 1), shape (B, C), one independent stream per environment."""
+        """Draw fresh uniform numbers in [0, 1), one independent stream per environment.
+
+        Returns
+        -------
+        ndarray of float64, shape (B, C)
+        """
         if self._next == _CHUNK:
             shape = (_CHUNK, self._num_choices)
             self._noise = np.stack([g.random(shape) for g in self._generators], axis=1)
@@ -93,7 +116,19 @@ class Heuristic:
         return cast("NDArray[np.float64]", self._noise[self._next - 1])
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose in each environment (see `fleetgym.envs.policy.Policy.act`)."""
+        """Choose in each environment (see `fleetgym.envs.policy.Policy.act`).
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, C, F)
+            The columns of `features`.
+        mask : ndarray of bool, shape (B, C)
+            What may be chosen, at least one per row.
+
+        Returns
+        -------
+        ndarray of int64, shape (B,)
+        """
         raise NotImplementedError
 
 
@@ -104,7 +139,17 @@ class ScorePolicy(Heuristic):
     """
 
     def score(self, s: Columns) -> NDArray[Any]:
-        """Return the score of each choice, shape (B, C); the highest wins."""
+        """Return the score of each choice; the highest wins.
+
+        Parameters
+        ----------
+        s : Columns
+            ``s["kv_usage"]`` has shape (B, C).
+
+        Returns
+        -------
+        ndarray, shape (B, C)
+        """
         raise NotImplementedError
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -121,6 +166,11 @@ class LinearScore(ScorePolicy):
     ----------
     weights : mapping of str to float
         By column, in the order in which they are summed.
+
+    Raises
+    ------
+    TypeError
+        A subclass has a score of its own.
     """
 
     weights: ClassVar[Mapping[str, float]]
@@ -139,7 +189,19 @@ class LinearScore(ScorePolicy):
 
 
 def best(score: NDArray[Any], mask: NDArray[np.bool_], noise: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Index of the highest allowed score per row; ``noise`` in [0, 1) breaks ties."""
+    """Return the index of the highest allowed score per row.
+
+    Parameters
+    ----------
+    score : ndarray, shape (B, C)
+    mask : ndarray of bool, shape (B, C)
+    noise : ndarray of float64, shape (B, C)
+        In [0, 1); of equal scores the one with the most of it wins.
+
+    Returns
+    -------
+    ndarray of int64, shape (B,)
+    """
     masked = np.where(mask, score, -np.inf)
     top = masked.max(axis=1, keepdims=True)
     return np.where((masked == top) & mask, noise, -1.0).argmax(axis=1)

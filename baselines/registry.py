@@ -24,7 +24,8 @@ def register(name: str, env_id: str | Sequence[str] = ()) -> Callable[[P], P]:
     name : str
         Stands for one heuristic, whatever the environment.
     env_id : str or sequence of str
-        Environments that it decides in; none: all, which is for those that read no column.
+        Environments that it decides in, the first being what an export names; none: all, which is for those that read
+        no column.
 
     Raises
     ------

@@ -80,6 +80,8 @@ class Problem:
         A heuristic that looks at nothing: no failure may cost less than the slowest answer that it gives.
     fallback : str
         The heuristic that a live decider falls back to; it comes with every exported policy. Default: the yardstick.
+    prior : mapping of str to float
+        A sensible score to begin learning with, as a weighted sum of transformed columns (`fleetgym.envs.features.scaled`).
     """
 
     env_id: ClassVar[str] = ""
@@ -88,6 +90,7 @@ class Problem:
     defaults: ClassVar[str] = ""
     yardstick: ClassVar[str] = "random"
     fallback: ClassVar[str] = "random"
+    prior: ClassVar[Mapping[str, float]] = {}
 
     cluster: ClusterSpec
     workload: Workload
@@ -491,19 +494,17 @@ class Batch:
             A request can never be admitted.
         """
         self.engine.drain(index)
-        ttft_s, first_tokens, tpot_s, spans, e2e_s, finished, met, rejected, preemptions = self.engine.episode_totals(
-            index
-        ).tolist()
+        totals = self.engine.episode_totals(index)
         arrived = int(self.engine.pending[index] + 1)
-        charge_s = self.problem.failure_s * (arrived - finished)
+        charge_s = self.problem.failure_s * (arrived - totals.finished)
         return {
-            "mean_ttft_s": ttft_s / first_tokens if first_tokens else math.nan,
-            "mean_tpot_s": tpot_s / spans if spans else math.nan,
-            "mean_e2e_s": e2e_s / finished if finished else math.nan,
-            "mean_e2e_charged_s": (e2e_s + charge_s) / arrived,
-            "slo_attainment": met / arrived,
-            "rejected": rejected,
-            "preemptions": preemptions,
+            "mean_ttft_s": totals.ttft_s / totals.with_ttft if totals.with_ttft else math.nan,
+            "mean_tpot_s": totals.tpot_s / totals.with_tpot if totals.with_tpot else math.nan,
+            "mean_e2e_s": totals.e2e_s / totals.finished if totals.finished else math.nan,
+            "mean_e2e_charged_s": (totals.e2e_s + charge_s) / arrived,
+            "slo_attainment": totals.slo_met / arrived,
+            "rejected": totals.rejected,
+            "preemptions": totals.preemptions,
         }
 
 

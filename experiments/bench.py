@@ -20,6 +20,7 @@ from fleetgym.experiments.harness.run_folder import RunFolder
 
 MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Figure]]] = {
     "kernel": simulator.kernel_over_reference,
+    "exact": simulator.exact_over_plain,
     "requests": simulator.requests_per_second,
     "single": environments.single_steps,
     "vector": environments.vector_steps,

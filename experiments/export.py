@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from fleetgym.baselines import LinearScore, find_heuristic, make_heuristic, registered
 from fleetgym.envs.errors import UserError, did_you_mean
-from fleetgym.envs.registry import find_problem
+from fleetgym.envs.registry import bare_id, find_problem
 from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import plain
 from fleetgym.experiments.harness.options import ExportOptions, read_options
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 
 @command("export")
 def main(cfg: DictConfig) -> float | None:
-    """Export and verify; return the largest relative score difference."""
+    """Export and verify; return the largest relative score difference.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/export.yaml``.
+
+    Raises
+    ------
+    UserError
+        Neither or both of ``checkpoint`` and ``policy``; a policy that cannot be exported; a bundle that exists.
+    """
     # Imported here so that `--help` and `--cfg` answer without loading torch.
     from fleetgym.agents.bundle_verify import verify
     from fleetgym.agents.export import check_target, from_checkpoint, write_bundle
@@ -37,10 +48,14 @@ def main(cfg: DictConfig) -> float | None:
         raise UserError("give either checkpoint=PATH or policy=NAME (a heuristic)")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
+        if options.env.id is not None:
+            find_problem(options.env.id)  # its module registers it
         if options.checkpoint is not None:
             source = from_checkpoint(options.checkpoint, fingerprint)
         else:
             source = heuristic_source(options.policy or {}, plain(cfg))
+    if options.env.id is not None and source.problem.env_id != bare_id(options.env.id):
+        raise UserError(f"env.id={options.env.id!r}: the policy is for {source.problem.env_id!r}")
     for warning in caught:
         print(f"warning: {warning.message}")
     if options.evaluation is not None:
@@ -94,6 +109,15 @@ def heuristic_source(policy: Mapping[str, Any], config: Mapping[str, Any]) -> So
 
 def evaluation_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a ``leaderboard.json`` as the model card shows them.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    list of dict
+        One row for each entry: scenario, place, policy, kind, the figure that ranks with its bounds, windows.
 
     Raises
     ------

@@ -137,7 +137,7 @@ def card(
     loads = [problem.load for problem in problems if problem.load is not None]
     return {
         "name": agent.name or agent.algorithm,
-        "env_id": cases[0].cfg.env.id,  # with the module that registers it
+        "env_id": one.env_id,
         "algorithm": agent.algorithm,
         "network": agent.network,
         "features": list(one.features),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.judging import since_s, tpot_s, within_slo
+from fleetgym.envs.cluster.judging import EpisodeTotals, since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.requests import FINISHED, REJECTED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.errors import UserError, did_you_mean
@@ -204,11 +204,8 @@ class Engine(ABC):
             It has no trace yet.
         """
 
-    def episode_totals(self, index: int) -> NDArray[np.float64]:
-        """Return sums over the requests, added one by one in index order, shape (9,).
-
-        TTFT in seconds and how many requests have one; the same for TPOT and for E2E; requests within their
-        SLO; rejected requests; preemptions.
+    def episode_totals(self, index: int) -> EpisodeTotals:
+        """Return sums over the requests of a cluster, to its present.
 
         Parameters
         ----------
@@ -220,25 +217,24 @@ class Engine(ABC):
         UserError
             It has no trace yet.
         """
-        out = [0.0] * 9
+        totals = dict.fromkeys(EpisodeTotals._fields, 0.0)
         for request, result in zip(self.requests(index), self.results(index), strict=True):
             arrival, first, finish = int(request["arrival_ns"]), int(result["first_token_ns"]), int(result["finish_ns"])
-            output_tokens = int(request["output_tokens"])
+            prompt_tokens, output_tokens = int(request["prompt_tokens"]), int(request["output_tokens"])
             if first >= 0:
-                out[0] += since_s(arrival, first)
-                out[1] += 1
+                totals["ttft_s"] += since_s(arrival, first)
+                totals["with_ttft"] += 1
             if result["status"] == FINISHED:
-                tpot = tpot_s(first, finish, output_tokens)
+                ttft, tpot = since_s(arrival, first), tpot_s(first, finish, output_tokens)
                 if output_tokens > 1:
-                    out[2] += tpot
-                    out[3] += 1
-                out[4] += since_s(arrival, finish)
-                out[5] += 1
-                ttft = since_s(arrival, first)
-                out[6] += within_slo(ttft, tpot, int(request["prompt_tokens"]), *self.slo.limits)
-            out[7] += int(result["status"] == REJECTED)
-            out[8] += int(result["preemptions"])
-        return np.array(out)
+                    totals["tpot_s"] += tpot
+                    totals["with_tpot"] += 1
+                totals["e2e_s"] += since_s(arrival, finish)
+                totals["finished"] += 1
+                totals["slo_met"] += within_slo(ttft, tpot, prompt_tokens, self.slo.limits)
+            totals["rejected"] += int(result["status"] == REJECTED)
+            totals["preemptions"] += int(result["preemptions"])
+        return EpisodeTotals(**totals)
 
     @abstractmethod
     def instance_stats(self, index: int) -> NDArray[np.void]:

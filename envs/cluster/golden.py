@@ -258,12 +258,12 @@ class ReferenceReplay:
     def update(self) -> list[int]:
         """Return the oldest iteration in flight; give the requests that finish."""
         returned = self._scheduler.update(self._flight.popleft())
-        return [request.index for request in returned if request.generated == request.output_tokens]
+        return [request.index for request in returned if request.returned_tokens == request.output_tokens]
 
     def counts(self) -> Counts:
         """Count running and waiting requests and free blocks."""
         scheduler = self._scheduler
-        return Counts(len(scheduler.running), len(scheduler.waiting), scheduler.pool.free)
+        return Counts(len(scheduler.running), len(scheduler.waiting), scheduler.pool.free_blocks)
 
 
 def case_args(case: Case) -> EngineArgs:

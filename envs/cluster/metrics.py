@@ -161,7 +161,7 @@ def slo_met(requests: NDArray[np.void], results: NDArray[np.void], slo: Slo) -> 
     first, finish = results["first_token_ns"], results["finish_ns"]
     ttft = since_s(requests["arrival_ns"], first)
     tpot = tpot_s(first, finish, requests["output_tokens"])
-    met: NDArray[np.bool_] = within_slo(ttft, tpot, requests["prompt_tokens"], *slo.limits)
+    met: NDArray[np.bool_] = within_slo(ttft, tpot, requests["prompt_tokens"], slo.limits)
     return met & (results["status"] == FINISHED)
 
 

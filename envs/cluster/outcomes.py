@@ -12,6 +12,7 @@ from fleetgym.envs.cluster.judging import NS, since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.requests import FINISHED, RESULT_DTYPE
 from fleetgym.envs.cluster.scheduler import Request
 from fleetgym.envs.cluster.spec import Slo
+from fleetgym.envs.signals import TERM_NAMES
 
 
 class Outcomes:
@@ -70,17 +71,17 @@ class Outcomes:
             Nanoseconds.
         """
         self.advance(now)
-        terms = [
-            self.unfinished_ns * NS,
-            self.awaiting_ns * NS,
-            float(self.finished),
-            float(self.slo_met),
-            float(self.rejected),
-            float(self.preempted),
-            float(self.recomputed_tokens),
-        ]
+        terms = {
+            "unfinished_request_s": self.unfinished_ns * NS,
+            "awaiting_first_token_request_s": self.awaiting_ns * NS,
+            "finished": self.finished,
+            "slo_met": self.slo_met,
+            "rejected": self.rejected,
+            "preempted": self.preempted,
+            "recomputed_tokens": self.recomputed_tokens,
+        }
         self._clear()
-        return terms
+        return [float(terms[name]) for name in TERM_NAMES]
 
     def token(self, request: Request, now: int) -> None:
         """Note a returned token.
@@ -94,13 +95,13 @@ class Outcomes:
         """
         index = request.index
         self.advance(now)
-        if request.generated == 1:
+        if request.returned_tokens == 1:
             self.results["first_token_ns"][index] = now
             self.awaiting -= 1
         else:
             self.gaps[gap_bin(now - int(self.last_token_ns[index]))] += 1
         self.last_token_ns[index] = now
-        if request.generated == request.output_tokens:
+        if request.returned_tokens == request.output_tokens:
             self.results["finish_ns"][index] = now
             self.results["status"][index] = FINISHED
             self.unfinished -= 1
@@ -110,7 +111,7 @@ class Outcomes:
     def _meets_slo(self, request: Request, now: int) -> bool:
         first = int(self.results["first_token_ns"][request.index])
         ttft = since_s(request.arrival_ns, first)
-        return within_slo(ttft, tpot_s(first, now, request.output_tokens), request.prompt_tokens, *self.slo.limits)
+        return within_slo(ttft, tpot_s(first, now, request.output_tokens), request.prompt_tokens, self.slo.limits)
 
 
 @dataclass
@@ -164,10 +165,10 @@ class InFlight:
             Its ``generated`` counts the token already.
         """
         self.streamed_tokens += 1
-        if request.generated == 1:
+        if request.returned_tokens == 1:
             self.awaiting_requests -= 1
             self.awaiting_prompt_tokens -= request.prompt_tokens
-        if request.generated == request.output_tokens:
+        if request.returned_tokens == request.output_tokens:
             self.requests -= 1
             self.prompt_tokens -= request.prompt_tokens
             self.output_tokens -= request.output_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -93,6 +94,8 @@ class Routing(Problem):
     defaults: ClassVar[str] = "routing"
     yardstick: ClassVar[str] = "round_robin"
     fallback: ClassVar[str] = "least_inflight"
+    # Fewest in-flight requests per unit of decode speed: -20 log(1 + in-flight) + 20 log(1 + speed).
+    prior: ClassVar[Mapping[str, float]] = {"in_flight_requests": -111.0, "decode_tokens_per_s": 170.0}
 
     @property
     def num_choices(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import tempfile
@@ -85,22 +86,58 @@ def kernel_over_reference(bench: Bench) -> Iterator[Figure]:
         The engines disagree.
     """
     count = bench.size(2000, 60)
-    trace = _loaded_trace(make_workload({"kind": "synthetic"}), bench.cluster, 0.7, count, bench.seed)
-    actions = round_robin(bench.cluster.num_instances, (1, count))
     kernel, reference = (make_engine(name, bench.cluster, 1) for name in ("kernel", "reference"))
-    _simulate(kernel, trace, actions)
-    fast, slow = [], []
-    for _ in range(bench.repeats):
-        slow.append(cpu_seconds(lambda: _simulate(reference, trace, actions)))
-        fast.append(looped(lambda: _simulate(kernel, trace, actions), bench.at_least_s))
-    if not np.array_equal(kernel.results(0), reference.results(0)):
-        raise RuntimeError("kernel and reference disagree: run the differential tests")
+    slow, fast = _in_turn(bench, reference, kernel, count)
     where = f"{bench.cluster.num_instances} instances, 70 % load"
     ratios = [s / f for s, f in zip(slow, fast, strict=True)]
     note = f"same {count:,} requests and actions, equal results"
     yield Figure("kernel_over_reference", f"kernel over reference, {where}", "x", "higher", ratios, fast, 200.0, note)
     rates = [count / s for s in slow]
     yield Figure("reference_requests_per_s", f"reference engine, {where}", "requests/s", "higher", rates, slow)
+
+
+def exact_over_plain(bench: Bench) -> Iterator[Figure]:
+    """Measure the kernel serving running requests one by one against lock step; the results must be equal.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        The ratio of requests per CPU second.
+
+    Raises
+    ------
+    RuntimeError
+        The results differ.
+    """
+    count = bench.size(20_000, 200)
+    exact, plain = (make_engine("kernel", cluster, 1) for cluster in (_one_by_one(bench.cluster), bench.cluster))
+    slow, fast = _in_turn(bench, exact, plain, count)
+    where = f"{bench.cluster.num_instances} instances, 70 % load"
+    ratios = [f / s for s, f in zip(slow, fast, strict=True)]
+    note = f"requests/s of both on the same {count:,} requests and actions, equal results"
+    yield Figure("exact_over_plain", f"exact path over plain one, {where}", "x", "higher", ratios, slow, 0.1, note)
+
+
+def _one_by_one(cluster: ClusterSpec) -> ClusterSpec:
+    return ClusterSpec(tuple(replace(group, lockstep=False) for group in cluster.instances), cluster.name)
+
+
+def _in_turn(bench: Bench, slow: Engine, fast: Engine, count: int) -> tuple[list[float], list[float]]:
+    """Return CPU seconds of each repeat of both engines on the same requests at 70 % load."""
+    trace = _loaded_trace(make_workload({"kind": "synthetic"}), bench.cluster, 0.7, count, bench.seed)
+    actions = round_robin(bench.cluster.num_instances, (1, count))
+    _simulate(fast, trace, actions)
+    spent: tuple[list[float], list[float]] = ([], [])
+    for _ in range(bench.repeats):
+        for engine, cpu_s in zip((slow, fast), spent, strict=True):
+            cpu_s.append(looped(functools.partial(_simulate, engine, trace, actions), bench.at_least_s))
+    if not np.array_equal(slow.results(0), fast.results(0)):
+        raise RuntimeError("two engines disagree: run the differential tests")
+    return spent
 
 
 def requests_per_second(bench: Bench) -> Iterator[Figure]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetgym.envs.cluster.kernel.stream import round_robin, stream
+from fleetgym.envs.cluster.kernel.long_traces import round_robin, stream
 from fleetgym.envs.cluster.requests import FINISHED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec
 from fleetgym.envs.problem import stretch

@@ -23,7 +23,14 @@ from fleetgym.experiments.harness.config import plain, spec
 
 
 def problem_of(cfg: DictConfig, part: PartName | None = None) -> Problem:
-    """Build the decision problem that ``cfg.env.id`` names; ``part`` names the part of its scenario, if it has one.
+    """Build the decision problem that ``cfg.env.id`` names; one episode is drawn to see that it fits the fleet.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of a command that simulates.
+    part : {"train", "validate", "test"}, optional
+        Part of the scenario; None, or a config without a scenario: the environment as it is.
 
     Raises
     ------
@@ -98,6 +105,13 @@ def make_policy(
     problem : Problem
         What it is to decide: a policy of another one is refused.
     checkpoint, bundle : path, optional
+        Given exactly where ``policy`` is "checkpoint" or "bundle".
+
+    Raises
+    ------
+    UserError
+        An unknown name or parameter, a path too much or too few, a file that is refused, or a policy that fails when
+        it is tried out.
     """
     parameters = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
     name = parameters.pop("name", None)
@@ -121,7 +135,20 @@ def make_policy(
 
 
 def learned(path: str | Path, problem: Problem) -> Policy:
-    """Load a trained checkpoint and try it out."""
+    """Load a trained checkpoint and try it out.
+
+    Parameters
+    ----------
+    path : path
+        The zip (`fleetgym.agents.learned.load_checkpoint`).
+    problem : Problem
+        What it is to decide: a checkpoint of another one is refused.
+
+    Raises
+    ------
+    UserError
+        The file is refused, or the policy fails when it is tried out.
+    """
     from fleetgym.agents.learned import load_checkpoint
 
     policy = load_checkpoint(path, problem=problem)
@@ -130,7 +157,20 @@ def learned(path: str | Path, problem: Problem) -> Policy:
 
 
 def exported(path: str | Path, problem: Problem) -> Policy:
-    """Load an exported bundle as a policy and try it out."""
+    """Load an exported bundle as a policy and try it out.
+
+    Parameters
+    ----------
+    path : path
+        The bundle's folder.
+    problem : Problem
+        What it is to decide: a bundle of another one is refused.
+
+    Raises
+    ------
+    UserError
+        The folder is refused, or the policy fails when it is tried out.
+    """
     from fleetgym.agents.bundle_policy import BundlePolicy
 
     policy = BundlePolicy(path, problem)

@@ -280,11 +280,25 @@ class CalibrateOptions(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportedFrom:
+    """The environment of an exported policy.
+
+    Attributes
+    ----------
+    id : str or None
+        None: as the checkpoint or the heuristic says.
+    """
+
+    id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions(Options):
     """Of ``fleetgym export``.
 
     Attributes
     ----------
+    env : ExportedFrom
     policy : mapping or None
         ``name`` of a heuristic with a linear score; None: ``checkpoint`` is exported.
     checkpoint : str or None
@@ -296,6 +310,7 @@ class ExportOptions(Options):
     """
 
     command = "export"
+    env: ExportedFrom
     policy: Group | None = None
     checkpoint: str | None
     bundle: str | None

@@ -115,11 +115,17 @@ def test_an_agent_that_knows_what_exists_learns_on_fleets_of_several_sizes(name:
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_an_agent_without_masks_learns_on_fleets_of_one_size_only(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"4 to 8 choices: .* with network='mlp' cannot tell which exist"):
+    with pytest.raises(UserError, match=r"4 to 8 choices: .* with network='mlp' cannot tell which instances exist"):
         learn(tmp_path, name)
     spec, alike = SPECS[name], {"eight": problem(), "four": problem(load=0.5)}
     train(spec, [*alike.values()], suite(alike), PLAN, tmp_path, card(spec, alike["eight"]), seed=0, progress_bar=False)
     assert (tmp_path / "best_model.zip").is_file()
+
+
+def test_a_row_scorer_needs_a_column_that_tells_an_idle_row_from_an_absent_one(tmp_path: Path) -> None:
+    spec, chosen = SPECS["ppo_scorer"], problems(features=["in_flight_requests", "kv_usage"])
+    with pytest.raises(UserError, match=r"4 to 8 choices: ppo with network='scorer' cannot tell an idle row from one"):
+        train(spec, [*chosen.values()], suite(chosen), PLAN, tmp_path, card(spec, chosen["eight"]), seed=0)
 
 
 def test_there_must_be_an_environment_for_each_problem(tmp_path: Path) -> None:

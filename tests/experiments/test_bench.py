@@ -21,6 +21,7 @@ QUICK = Bench(ClusterSpec((A100,)), repeats=1, quick=True)
 # The keys that issue trackers, dashboards and the documentation may rely on.
 FLOORS = {
     "kernel": {"kernel_over_reference": 200.0},
+    "exact": {"exact_over_plain": 0.1},
     "requests": {f"requests_per_s.load_{load}": 1e6 for load in (30, 50, 70)},
     "single": {"single_steps_per_s": 250e3},
     "vector": {f"vector_steps_per_s.n8_b{batch}": 0.7e6 for batch in (64, 256)},
@@ -129,7 +130,7 @@ def test_engines_that_disagree_are_not_compared(monkeypatch: pytest.MonkeyPatch)
         list(simulator.kernel_over_reference(QUICK))
 
 
-@pytest.mark.parametrize("name", ["kernel", "requests", "single", "growth", "export"])
+@pytest.mark.parametrize("name", ["kernel", "exact", "requests", "single", "growth", "export"])
 def test_each_measurement_yields_its_floors_under_stable_keys(name: str) -> None:
     figures = {f.key: f for f in command.MEASUREMENTS[name](QUICK)}
     assert {key: f.floor for key, f in figures.items() if f.floor is not None} == FLOORS[name]

@@ -141,6 +141,10 @@ WRONG: list[tuple[str, str]] = [
     ("train agent.hyperparameters.n_steps=many", "agent: hyperparameters.n_steps='many': ppo takes int"),
     ("train agent.hyperparameters=3", "agent.hyperparameters"),
     ("train agent=dqn env.available=[4,8]", "available=[4, 8]: dqn with network='mlp' cannot tell"),
+    (
+        "train agent.policy_kwargs.prior=null env.available=[4,8] env.features=[kv_usage]",
+        "cannot tell an idle row from one that does not exist by features=['kv_usage']; add one that is never 0 (decode_",
+    ),
     ("export policy=random", "policy='random': has no linear score"),
     # What Hydra itself refuses
     ("leaderboard policies={name:random}", "policies={'name': 'random'}: expected a list"),

@@ -31,7 +31,7 @@ from fleetgym.envs.routing.problem import Routing
 @dataclass(frozen=True, kw_only=True)
 class Other(Routing):
     choice: ClassVar[str] = "server"
-    offers: ClassVar[tuple[str, ...]] = ("in_flight_requests", "kv_usage")
+    offers: ClassVar[tuple[str, ...]] = ("in_flight_requests", "kv_usage", "kv_capacity_tokens")
     yardstick: ClassVar[str] = "random"
     fallback: ClassVar[str] = "idlest"
 
@@ -54,6 +54,11 @@ def _other(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(heuristics, "_heuristics", dict(heuristics._heuristics))
     yield
+    forget()
+
+
+def forget() -> None:
+    """What a new process knows nothing of."""
     sys.modules.pop("other_environment", None)
     problems._problems.pop("test/Other-v0", None)
     gym.registry.pop("test/Other-v0", None)
@@ -93,6 +98,31 @@ def test_a_heuristic_of_its_own_is_exported_for_it(tmp_path: Path, monkeypatch: 
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert manifest["environment"]["id"] == "test/Other-v0"
     assert (manifest["action"]["choice"], manifest["fallback"]) == ("server", "idlest")
+
+
+def test_a_policy_that_was_trained_for_it_is_exported_by_a_process_that_is_told_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ("agent.num_envs=2", "agent.hyperparameters.n_steps=8", "agent.hyperparameters.batch_size=16")
+    start = ("agent.policy_kwargs.prior=null", "total_timesteps=16", "eval_episodes=1", "progress_bar=false")
+    cli.main(["train", ENV, "env.num_requests=20", *small, *start, "env.available=[2,6]", "hydra.run.dir=t"])
+    forget()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["export", "checkpoint=t/best_model.zip", "bundle=b", "hydra.run.dir=x"])
+    assert "env.id=MODULE:test/Other-v0 imports the module that registers it" in capsys.readouterr().err
+    assert "other_environment" not in sys.modules
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["export", "env.id=fleetgym/Routing-v0", "policy=idlest", "bundle=b", "hydra.run.dir=x"])
+    cli.main(["export", ENV, "checkpoint=t/best_model.zip", "bundle=b", "hydra.run.dir=x"])
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["environment"]["id"] == "test/Other-v0"
+    assert manifest["environment"]["fingerprint"]
+    assert manifest["trained"]["num_choices"] == [2, 6]
+    assert (manifest["action"]["choice"], manifest["fallback"]) == ("server", "idlest")
+    cli.main(["leaderboard", *SHORT, "checkpoint=t/best_model.zip", "bundle=b", "hydra.run.dir=board"])
+    board = json.loads((tmp_path / "board" / "metrics.json").read_text())["policies"]
+    assert sorted(row["kind"] for row in board.values()) == ["bundle", "heuristic", "heuristic", "heuristic", "learned"]
 
 
 @pytest.mark.parametrize("command", ["simulate", "evaluate"])
@@ -143,8 +173,11 @@ def test_a_bundle_of_another_schema_is_refused(bundle: Path, refused: Any) -> No
     ("changes", "message"),
     [
         ({"env_id": "my/Gone-v0"}, "trained for 'my/Gone-v0': env.id='my/Gone-v0': is not registered"),
-        ({"env_id": "no_such_module:my/Gone-v0"}, "cannot import 'no_such_module'"),
-        ({"env_id": "other_environment:test/Other-v0", "features": ["prompt_tokens"]}, "another observation schema"),
+        (
+            {"env_id": "other_environment:my/Gone-v0"},
+            "trained for 'my/Gone-v0': env.id='my/Gone-v0': is not registered",
+        ),
+        ({"env_id": "test/Other-v0", "features": ["prompt_tokens"]}, "another observation schema"),
         ({"schema_version": 9}, "trained on another observation schema (version 9"),
     ],
 )
@@ -154,7 +187,9 @@ def test_what_cannot_be_exported_is_refused(
     path = tmp_path_factory.mktemp("copy") / "best_model.zip"
     path.write_bytes(trained.read_bytes())
     card_path(path).write_text(json.dumps(json.loads(card_path(trained).read_text()) | changes))
-    assert message in refused("export", f"checkpoint={path}", "bundle=out")
+    told = [ENV] if changes.get("env_id") == "test/Other-v0" else []
+    assert message in refused("export", f"checkpoint={path}", "bundle=out", *told)
+    assert ("other_environment" in sys.modules) == bool(told), "a card's module is not imported"
 
 
 def test_a_network_for_another_number_of_choices_is_refused(

@@ -142,13 +142,13 @@ MUTANTS = {
     "nothing (control)": ("lists.py", "return a < b", "return a < b"),
     "one block too many is thought usable": (
         "schedule.py",
-        'needed > spec["usable"] - inst["used"]:\n        budget',
-        'needed > spec["usable"] + 1 - inst["used"]:\n        budget',
+        'needed > spec["usable_blocks"] - inst["used_blocks"]:\n        budget',
+        'needed > spec["usable_blocks"] + 1 - inst["used_blocks"]:\n        budget',
     ),
     "a block is drawn one token early": ("blocks.py", "(tokens + block_size - 1)", "(tokens + block_size)"),
     "equal ranks are queued last in, first out": ("lists.py", "return a < b", "return a > b"),
     "the last of equals is preempted": (
-        "exact.py",
+        "schedule_running.py",
         'row["arrival_ns"] > least["arrival_ns"]',
         'row["arrival_ns"] >= least["arrival_ns"]',
     ),
@@ -160,7 +160,7 @@ MUTANTS = {
     ),
     "a rank without work is not waited for": ("group.py", "n = context = 1", "continue"),
     "a victim ahead without tokens does not move the position": (
-        "exact.py",
+        "schedule_running.py",
         "    preempted = False\n",
         "    preempted, skip = False, 0\n",
         "budget += preempt(u, slot, victim)",
@@ -171,11 +171,11 @@ MUTANTS = {
                 skip += ahead and idle
                 budget += preempt(u, slot, victim)""",
         """        r = req[r]["next"]
-    commit(u, slot)""",
+    if not at_once:""",
         """        r = req[r]["next"]
         while skip > 0 and r >= 0:
             r, skip = req[r]["next"], skip - 1
-    commit(u, slot)""",
+    if not at_once:""",
     ),
     "the front of an extent is evicted first": (
         "blocks.py",
@@ -214,19 +214,35 @@ MUTANTS = {
         'if threshold > 0 and u.inst["running"] + u.inst["waiting"] > 1:',
         "if threshold > 0:",
     ),
-    "running requests are not held back": ("exact.py", "past, largest, budget)", "past, budget)"),
+    "running requests are not held back": ("schedule_running.py", "past, largest, budget)", "past, budget)"),
     "admissions are not held back": ("schedule.py", "past, largest, budget)", "past, budget)"),
     "decodes lock step again beside several partial prefills": (
-        "exact.py",
-        'if complete and not u.spec["exact_path"]:',
-        "if complete:",
+        "schedule_running.py",
+        'if r < 0 and not u.spec["exact_path"]:',
+        "if r < 0:",
     ),
+    "decodes lock step again behind one that was not served": (
+        "schedule_running.py",
+        'if r < 0 and not u.spec["exact_path"]:',
+        'if not u.spec["exact_path"]:',
+    ),
+    "what a victim was given counts": (
+        "schedule_running.py",
+        'at_once = u.spec["scheduling_policy"] != PRIORITY',
+        "at_once = True",
+    ),
+    "every gap is that of two iterations on end": ("update.py", 'if last == inst["returned_ns"]:', "if last >= 0:"),
+    "a token returned on its own is no progress": ("update.py", "if returned > 0:", 'if inst["bulk"][slot] > 0:'),
     "a step served one by one has the room of an iteration": (
-        "exact.py",
+        "schedule_running.py",
         'budget = u.spec["max_num_scheduled_tokens"]',
         'budget = u.spec["max_num_batched_tokens"]',
     ),
-    "a victim is taken to have lost nothing": ("exact.py", 'row["computed"] = computed', 'row["computed"] = 0'),
+    "a victim is taken to have lost nothing": (
+        "schedule_running.py",
+        'row["computed_tokens"] = computed',
+        'row["computed_tokens"] = 0',
+    ),
 }
 
 

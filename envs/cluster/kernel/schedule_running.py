@@ -4,35 +4,44 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleetgym.envs.cluster.kernel.blocks import blocks_for
+from fleetgym.envs.cluster.kernel.blocks import more_blocks
 from fleetgym.envs.cluster.kernel.compose import prefill, sample
 from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import enqueue, running_remove
 from fleetgym.envs.cluster.kernel.lockstep import loosen, relock
+from fleetgym.envs.cluster.kernel.request_counts import (
+    PREEMPTED,
+    computed_tokens,
+    give_blocks,
+    log,
+    take_blocks,
+    tokens_with_placeholders,
+)
 from fleetgym.envs.cluster.kernel.spec_row import PRIORITY
-from fleetgym.envs.cluster.kernel.state import LAST, LOOSE, NONE, PREFILL, TOKEN, WAITING, Unit
-from fleetgym.envs.cluster.kernel.tokens import PREEMPTED, computed_tokens, give_blocks, known_tokens, log, take_blocks
+from fleetgym.envs.cluster.kernel.state import LAST, NONE, PREFILL, TOKEN, WAITING, Unit
 
 
 @large
-def schedule_exact(u: Unit, slot: int, largest: int) -> tuple[int, bool]:
+def schedule_running(u: Unit, slot: int, largest: int) -> tuple[int, bool]:
     """Serve the running requests one by one, each with ``largest`` tokens at most.
 
-    Returns the budget left, and whether anyone was preempted. While it walks, ``link[slot] >> 2`` holds the tokens that a request was given in this iteration.
+    Returns the budget left, and whether anyone was preempted. Tokens count in the iteration as they are given, unless
+    a victim may have some already: then ``link[slot] >> 2`` holds them until the walk is over.
     """
     inst, req = u.inst, u.req
     if inst["lockstep"]:
         loosen(u)
     budget = u.spec["max_num_scheduled_tokens"]
+    at_once = u.spec["scheduling_policy"] != PRIORITY  # no victim comes before the request that needs its blocks
     preempted = False
     r = inst["run_head"]
     while r >= 0 and budget > 0:
         if req[r]["state"] != LAST:
-            past = computed_tokens(u, r)
-            tokens = min(known_tokens(u, r) - past, largest, budget)
+            known, past = tokens_with_placeholders(u, r), computed_tokens(u, r)
+            tokens = min(known - past, largest, budget)
             size = u.spec["block_size"]
-            needed = blocks_for(past + tokens, size) - blocks_for(past, size)
-            while needed > u.spec["usable"] - inst["used"]:
+            needed = more_blocks(past, past + tokens, size)
+            while needed > u.spec["usable_blocks"] - inst["used_blocks"]:
                 victim = choose_victim(u)
                 preempted = True
                 budget += preempt(u, slot, victim)
@@ -41,34 +50,42 @@ def schedule_exact(u: Unit, slot: int, largest: int) -> tuple[int, bool]:
             if req[r]["state"] == WAITING:
                 break
             in_flight = req[r]["link"][slot ^ 1] & TOKEN
-            take_blocks(u, r, past, past + tokens, known_tokens(u, r) - in_flight)
-            req[r]["link"][slot] = tokens << 2
+            take_blocks(u, r, needed, past + tokens, known - in_flight)
+            if at_once:
+                serve(u, slot, r, tokens)
+            else:
+                req[r]["link"][slot] = tokens << 2
             budget -= tokens
         r = req[r]["next"]
-    commit(u, slot)
+    if not at_once:
+        serve_all(u, slot)
+    if r < 0 and not u.spec["exact_path"]:  # all were served
+        relock(u)
     return budget, preempted
 
 
 @jit
-def commit(u: Unit, slot: int) -> None:
-    """Turn the tokens given by `schedule_exact` into the iteration; back to lock step if it serves all decodes."""
-    inst, req = u.inst, u.req
-    complete = True
-    r = inst["run_head"]
+def serve(u: Unit, slot: int, r: int, tokens: int) -> None:
+    """Count tokens given to a running request in the iteration; with a decode's comes the next one."""
+    if u.req[r]["state"] == PREFILL:
+        prefill(u, slot, r, tokens)
+    else:
+        u.inst["plan_decodes"][slot] += 1
+        u.inst["plan_context"] += tokens_with_placeholders(u, r)
+        sample(u, slot, r)
+
+
+@jit
+def serve_all(u: Unit, slot: int) -> None:
+    """Count what `schedule_running` has given to those that still run."""
+    req = u.req
+    r = u.inst["run_head"]
     while r >= 0:
         tokens = req[r]["link"][slot] >> 2
         req[r]["link"][slot] = 0
-        if tokens > 0 and req[r]["state"] == PREFILL:
-            prefill(u, slot, r, tokens)
-        elif tokens > 0:
-            inst["decodes"][slot] += 1
-            inst["step_context"] += known_tokens(u, r)
-            sample(u, slot, r)
-        elif req[r]["state"] == LOOSE:
-            complete = False
+        if tokens > 0:
+            serve(u, slot, r, tokens)
         r = req[r]["next"]
-    if complete and not u.spec["exact_path"]:
-        relock(u)
 
 
 @jit
@@ -101,10 +118,10 @@ def preempt(u: Unit, slot: int, r: int) -> Any:
         inst["partial"] = NONE
     running_remove(u, r)
     row["state"] = WAITING
-    row["computed"] = computed
+    row["computed_tokens"] = computed
     row["preemptions"] += 1
     inst["preemptions"] += 1
-    u.env["preempted"] += 1
+    u.cluster["preempted"] += 1
     inst["blocked"] = 0
     enqueue(u, r, True)
     return given
