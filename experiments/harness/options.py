@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.experiments.comparison.scenario import Scenario
+from fleetgym.experiments.comparison.suite import Suite
 from fleetgym.experiments.harness.config import plain, task_overrides
 
 Group = Mapping[str, Any]  # of settings that a spec of its own checks
@@ -83,9 +84,10 @@ class OnePolicy(Simulated):
 
 @dataclass(frozen=True, kw_only=True)
 class Named(Simulated):
-    """An experiment with a name."""
+    """An experiment with a name, on one scenario or on those of a suite."""
 
     name: str
+    suite: Suite | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,11 +140,17 @@ class TrainOptions(Named):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(Named, OnePolicy):
+class JudgingOptions(Named):
+    """What those read that judge on the test part."""
+
+    scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(JudgingOptions, OnePolicy):
     """Of ``fleetgym evaluate``."""
 
     command = "evaluate"
-    scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
     episodes: int | None
 
     def __post_init__(self) -> None:
@@ -151,11 +159,10 @@ class EvaluateOptions(Named, OnePolicy):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeaderboardOptions(Named):
+class LeaderboardOptions(JudgingOptions):
     """Of ``fleetgym leaderboard``."""
 
     command = "leaderboard"
-    scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
     seeds: tuple[int, ...] | None
     policies: tuple[str | Group, ...] | None
     checkpoint: tuple[str, ...] | None
