@@ -109,7 +109,24 @@ def leaderboard_plot(path: Path, table: LeaderboardTable) -> None:
 
 
 def suite_plot(path: Path, name: str, main: Column, strips: Sequence[Strip]) -> None:
-    """Draw the ratio to the yardstick over a suite with its interval, and the ratio in each scenario."""
+    """Draw the ratio to the yardstick over a suite with its interval, and the ratio in each scenario.
+
+    Parameters
+    ----------
+    path : Path
+        The PNG file.
+    name : str
+        Of the suite.
+    main : Column
+        How the ratio is shown.
+    strips : sequence of Strip
+        One for each policy; those without a figure are not drawn.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
     shown = [strip for strip in strips if math.isfinite(strip.main.estimate)]
     figure = new_figure(7.0, max(3.2, 1.4 + 0.34 * len(shown)))
     axes = plain_axes(figure.subplots())
@@ -157,7 +174,19 @@ def attainment_plot(path: Path, table: LeaderboardTable) -> None:
 
 
 def dots(axes: Axes, main: Column, strips: Sequence[Strip], label: str) -> None:
-    """Draw a line per policy: its figure, the interval, and the windows or scenarios that it is the mean of."""
+    """Draw a line per policy: its figure, the interval, and the windows or scenarios that it is the mean of.
+
+    Parameters
+    ----------
+    axes : Axes
+        Drawn on.
+    main : Column
+        Gives the scale from the figure's unit to the shown one.
+    strips : sequence of Strip
+        Uppermost first, each with a finite figure.
+    label : str
+        Below the axis.
+    """
     scale = main.scale
     for row, strip in enumerate(strips):
         colour, marker = KIND_COLOURS[strip.kind], KIND_MARKERS[strip.kind]

@@ -60,7 +60,21 @@ class SuiteEntry:
 
 @dataclass(frozen=True)
 class SuiteTable:
-    """Entries in order of place, and the boards that they sum up."""
+    """Entries in order of place, and the boards that they sum up.
+
+    Attributes
+    ----------
+    name : str
+        Of the suite.
+    yardstick : str
+        The policy whose figures all others are divided by.
+    entries : tuple of SuiteEntry
+        By place; oracles last.
+    boards : mapping of str to LeaderboardTable
+        By scenario.
+    notes : tuple of str
+        What a reader of the places has to know.
+    """
 
     name: str
     yardstick: str
@@ -99,6 +113,10 @@ def build_suite(name: str, boards: Mapping[str, LeaderboardTable], yardstick: st
         By scenario, of the same policies.
     yardstick : str
         The policy whose figures all others are divided by.
+
+    Returns
+    -------
+    SuiteTable
     """
     kinds = {entry.policy: entry.kind for entry in next(iter(boards.values())).entries}
     by_policy = {policy: {scenario: _entry(board, policy) for scenario, board in boards.items()} for policy in kinds}
@@ -151,7 +169,7 @@ def _entry(board: LeaderboardTable, policy: str) -> Entry:
 def _over(
     figures: Figures, policy: str, other: str, lower: Sequence[bool]
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """Return the figures of two policies in each scenario, the ones above whose mean is divided by the other's first."""
+    """Return the figures of two policies in each scenario, first those whose mean is divided by the other's."""
     pairs = zip(figures[policy], figures[other], lower, strict=True)
     above, below = zip(*((a, b) if is_lower else (b, a) for a, b, is_lower in pairs), strict=True)
     return list(above), list(below)
@@ -188,7 +206,20 @@ def _record(entry: SuiteEntry) -> dict[str, Any]:
 
 
 def write_suite_json(path: Path, table: SuiteTable, about: Mapping[str, Any]) -> None:
-    """Write everything that the page shows; the rows behind it are in each scenario's own ``leaderboard.json``."""
+    """Write everything that the page shows; the rows behind it are in each scenario's own ``leaderboard.json``.
+
+    Parameters
+    ----------
+    path : Path
+    table : SuiteTable
+    about : mapping
+        More top-level keys: ``config`` and ``versions``.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
     simulated = table.simulated()
     policies = simulated.pop("policies")
     content = {**simulated, "entries": [{"policy": name, **record} for name, record in policies.items()], **about}
@@ -196,7 +227,18 @@ def write_suite_json(path: Path, table: SuiteTable, about: Mapping[str, Any]) ->
 
 
 def write_suite_csv(path: Path, table: SuiteTable) -> None:
-    """Write one line per policy; an empty cell is a figure that does not exist."""
+    """Write one line per policy; an empty cell is a figure that does not exist.
+
+    Parameters
+    ----------
+    path : Path
+    table : SuiteTable
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     each = [f"{scenario}.{column}" for scenario in table.boards for column in ("ratio", "place", "failed_requests")]
@@ -214,7 +256,14 @@ def _unknown(cell: Any) -> bool:
 
 
 def print_suite(table: SuiteTable, console: Console) -> None:
-    """Print the summary: the ratio over the suite, and in each scenario the ratio and the place."""
+    """Print the summary: the ratio over the suite, and in each scenario the ratio and the place.
+
+    Parameters
+    ----------
+    table : SuiteTable
+    console : Console
+        Its width, in characters, decides how many scenarios fit.
+    """
     count = len(table.boards)
     title = f"{table.name}: {count} scenario{'s' if count > 1 else ''}, {table.main.title}, below 1 is better"
     grid = Table(title=title, title_justify="left", header_style="bold")
@@ -244,5 +293,10 @@ def print_suite(table: SuiteTable, console: Console) -> None:
 
 
 def show_place(place: int | None) -> str:
-    """Return a place, or a dash for what does not compete."""
+    """Return a place, or a dash for what does not compete.
+
+    Parameters
+    ----------
+    place : int or None
+    """
     return "–" if place is None else str(place)

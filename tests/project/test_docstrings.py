@@ -21,18 +21,11 @@ from places import ROOT
 
 FOLDERS = ("agents", "baselines", "envs", "experiments")
 NOT_YET: tuple[str, ...] = (  # modules and folders whose docstrings have to be completed still
-    "agents.training",
-    "agents.vec_env",
     "envs.cluster.block_pool",
     "envs.cluster.instance",
     "envs.cluster.kernel.",
     "envs.cluster.reference",
     "envs.cluster.scheduler",
-    "experiments.evaluate",
-    "experiments.harness.config",
-    "experiments.harness.options",
-    "experiments.leaderboard",
-    "experiments.train",
 )
 MODULES = [
     module
