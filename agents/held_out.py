@@ -116,7 +116,8 @@ class HeldOutSuite:
         Returns
         -------
         dict of str to float
-            ``ratio``, the geometric mean over scenarios; of each ``NAME.ratio``, and `HeldOut.score` as ``NAME.FIGURE``.
+            ``ratio``, the geometric mean over scenarios; of each ``NAME.ratio``, and what `HeldOut.score` gives as
+            ``NAME.FIGURE``.
         """
         scores = {name: held_out.score(policy) for name, held_out in self.scenarios.items()}
         ratios = {
