@@ -13,13 +13,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.envs.problem import Problem
 from fleetgym.experiments.comparison.scenario import PartName
 from fleetgym.experiments.comparison.suite import Suite, check_alike
 from fleetgym.experiments.harness.config import plain, task_overrides
+from fleetgym.experiments.harness.config_errors import explain
 from fleetgym.experiments.harness.from_config import problem_of
 from fleetgym.experiments.harness.options import Options, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder
@@ -137,10 +140,14 @@ def _without_choice(suite: Suite, overrides: Sequence[str]) -> list[str]:
 
 def _case(cls: type[T], name: str, others: Sequence[str], config_name: str) -> Case[T]:
     overrides = (*others, f"scenario={name}")
-    cfg = compose(config_name, overrides=list(overrides))
+    try:
+        cfg = compose(config_name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        if (line := explain(error, config_name)) is None:
+            raise
+        raise UserError(f"{name}: {line}") from None
     cfg.suite = None  # which an experiment may have chosen
-    case = Case(name, cfg, read_options(cls, cfg, overrides), overrides)
-    return case
+    return Case(name, cfg, read_options(cls, cfg, overrides), overrides)
 
 
 def scenario_names(loader: ConfigLoader, group: str = "scenario") -> list[str]:
@@ -204,7 +211,7 @@ def run_config(cfg: DictConfig, cases: Sequence[Case[T]]) -> Any:
     if not cases[0].name:
         return cfg
     first, *others = (plain(case.cfg) for case in cases)
-    shared = {key: value for key, value in first.items() if all(own[key] == value for own in others)}
+    shared = {key: value for key, value in first.items() if all(own.get(key) == value for own in others)}
     own = {
         case.name: {key: value for key, value in values.items() if key not in shared}
         for case, values in zip(cases, [first, *others], strict=True)

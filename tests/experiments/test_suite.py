@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import fleetgym
 from rich.console import Console
 from routing_envs import ROUTING_ID
 from suite_cases import POLICIES, write_suite
@@ -268,6 +269,19 @@ def test_an_experiment_may_choose_a_suite_and_a_sweep_may_run_over_them(folder: 
     assert (folder / "four" / "leaderboard.csv").is_file()
 
 
+def test_worker_processes_compose_the_scenarios_too(tmp_path: Path) -> None:
+    where = write_suite(tmp_path)
+    sweep = ("env.load=0.5,0.7", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=m")
+    small = ("env.num_requests=20", "episodes=1", "policy=random")
+    fleetgym(tmp_path, "evaluate", *where, "-m", "suite=tiny", *small, *sweep)
+    for job, load in (("0", "0.5"), ("1", "0.7")):
+        assert set(json.loads((tmp_path / "m" / job / "metrics.json").read_text())["ratios"]) == {
+            "tiny/eight",
+            "tiny/four",
+        }
+        assert f"load: {load}" in (tmp_path / "m" / job / "tiny" / "four" / "config.yaml").read_text()
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "leaderboard"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -303,6 +317,14 @@ def test_a_scenario_whose_trace_is_absent_is_named_with_the_file(
     line = refused(folder, capsys, "leaderboard", "suite=routing_small", only, "++workload.path=none.csv")
     assert line.startswith("error: routing/azure: ")
     assert "none.csv" in line
+
+
+def test_a_scenario_that_does_not_compose_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_suite(folder)
+    four = folder / "conf" / "scenario" / "tiny" / "four.yaml"
+    four.write_text(four.read_text().replace("rtxpro6000_qwen3_32b_tp2_x4", "rtxpro6000_x4"))
+    line = refused(folder, capsys, "leaderboard", "suite=tiny")
+    assert line.startswith("error: tiny/four: cluster=rtxpro6000_x4: unknown; did you mean rtxpro6000_x4_rtx4090_x4")
 
 
 def test_a_command_without_scenarios_reads_no_suite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
