@@ -57,6 +57,12 @@ def play_windows(
 ) -> tuple[float | None, float | None]:
     """Play one scenario and leave what the last policy did in a run folder.
 
+    Parameters
+    ----------
+    run : RunFolder
+    trial : Trial
+    policies : sequence of Policy
+
     Returns
     -------
     first, last : float or None

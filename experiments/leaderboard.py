@@ -67,7 +67,14 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def play_board(run: RunFolder, trial: Trial[LeaderboardOptions], policies: Sequence[Policy]) -> LeaderboardTable:
-    """Play all policies on one scenario and leave its board in a run folder."""
+    """Play all policies on one scenario and leave its board in a run folder.
+
+    Parameters
+    ----------
+    run : RunFolder
+    trial : Trial
+    policies : sequence of Policy
+    """
     options, problem = trial.case.options, trial.problem
     scenario = options.scenario
     episodes = run_policies(problem, policies, trial.windows, seed=options.seed)

@@ -51,14 +51,26 @@ class Case(Generic[T]):
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Let errors begin with the scenario's name, where a suite names it."""
+        """Let errors begin with the scenario's name, where a suite names it.
+
+        Raises
+        ------
+        UserError
+            The one of the block.
+        """
         try:
             yield
         except UserError as error:
             raise UserError(f"{self.name}: {error}" if self.name else str(error)) from None
 
     def run_folder(self, within: RunFolder) -> RunFolder:
-        """Return the scenario's own run folder, below the suite's."""
+        """Return the scenario's own run folder, below the suite's.
+
+        Parameters
+        ----------
+        within : RunFolder
+            Of the suite.
+        """
         return RunFolder(within.path / self.name, self.cfg, self.overrides)
 
 

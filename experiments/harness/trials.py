@@ -21,7 +21,16 @@ T = TypeVar("T", bound=JudgingOptions)
 
 @dataclass(frozen=True)
 class Trial(Generic[T]):
-    """One scenario to judge policies on: its test part and the windows of it."""
+    """One scenario to judge policies on.
+
+    Attributes
+    ----------
+    case : Case
+    problem : Problem
+        Its test part.
+    windows : Windows
+        Which episodes of it are played.
+    """
 
     case: Case[T]
     problem: Problem

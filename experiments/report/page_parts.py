@@ -34,7 +34,13 @@ def _read(name: str) -> str:
 
 
 def facts(known: Mapping[str, Any]) -> str:
-    """Return facts as a list of terms."""
+    """Return facts as a list of terms.
+
+    Parameters
+    ----------
+    known : mapping of str to object
+        Texts, numbers, lists or mappings of them; None is left out.
+    """
 
     def text(value: Any) -> str:
         if isinstance(value, Mapping):
@@ -48,20 +54,46 @@ def facts(known: Mapping[str, Any]) -> str:
 
 
 def heading(title: str, tip: str = "", css: str = "", unit: str = "") -> str:
-    """Return the heading of a column that the page can be sorted by."""
+    """Return the heading of a column that the page can be sorted by.
+
+    Parameters
+    ----------
+    title : str
+    tip : str
+        Shown when the pointer rests on it.
+    css : str
+        Classes of the cell.
+    unit : str
+        In small letters below.
+    """
     hint = f' data-tip="{escape(tip)}"' if tip else ""
     small = f"<small>{escape(unit)}</small>" if unit else ""
     return f'<th scope="col" class="{css}"{hint}><button>{escape(title)}</button>{small}</th>'
 
 
 def strip_heading(main: Column, axis: Axis) -> str:
-    """Return the heading of the column of strips, with their scale."""
+    """Return the heading of the column of strips, with their scale.
+
+    Parameters
+    ----------
+    main : Column
+    axis : Axis
+    """
     title = f"{main.header}, log scale" if axis.log else main.header
     return f'<th scope="col" class="text strip">{escape(title)}{svg.strip_header(axis)}</th>'
 
 
 def first_cells(row: Strip, main: Column, strip: str) -> list[str]:
-    """Return what every row begins with: place, policy, kind, figure with its interval, strip."""
+    """Return what every row begins with: place, policy, kind, figure with its interval, strip.
+
+    Parameters
+    ----------
+    row : Strip
+    main : Column
+        How the figure is shown.
+    strip : str
+        The drawing.
+    """
     interval = ""
     if math.isfinite(row.main.low):
         interval = f" <small>[{main.show(row.main.low)}, {main.show(row.main.high)}]</small>"
@@ -76,15 +108,32 @@ def first_cells(row: Strip, main: Column, strip: str) -> list[str]:
 
 
 def line(row: Strip, cells: Sequence[str]) -> str:
-    """Return a row of a table of policies."""
+    """Return a row of a table of policies.
+
+    Parameters
+    ----------
+    row : Strip
+    cells : sequence of str
+        ``<td>`` elements.
+    """
     return f'<tr class="{row.kind}" data-policy="{escape(row.policy)}">{"".join(cells)}</tr>'
 
 
 def value_key(value: float) -> str:
-    """Sort key of a cell; absent where there is no figure."""
+    """Return the sort key of a cell; absent where there is no figure.
+
+    Parameters
+    ----------
+    value : float
+    """
     return f' data-v="{value:.10g}"' if math.isfinite(value) else ""
 
 
 def listing(value: Any) -> str:
-    """Return a config as indented JSON."""
+    """Return a config as indented JSON.
+
+    Parameters
+    ----------
+    value : object
+    """
     return escape(json.dumps(jsonable(value), indent=2, ensure_ascii=False)) if value else "none given"

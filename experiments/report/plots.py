@@ -109,7 +109,18 @@ def leaderboard_plot(path: Path, table: LeaderboardTable) -> None:
 
 
 def suite_plot(path: Path, name: str, main: Column, strips: Sequence[Strip]) -> None:
-    """Draw the ratio to the yardstick over a suite with its interval, and the ratio in each scenario."""
+    """Draw the ratio to the yardstick over a suite with its interval, and the ratio in each scenario.
+
+    Parameters
+    ----------
+    path : Path
+    name : str
+        Of the suite.
+    main : Column
+        How the ratio is shown.
+    strips : sequence of Strip
+        From top to bottom; what has no figure is left out.
+    """
     shown = [strip for strip in strips if math.isfinite(strip.main.estimate)]
     figure = new_figure(7.0, max(3.2, 1.4 + 0.34 * len(shown)))
     axes = plain_axes(figure.subplots())
@@ -157,7 +168,18 @@ def attainment_plot(path: Path, table: LeaderboardTable) -> None:
 
 
 def dots(axes: Axes, main: Column, strips: Sequence[Strip], label: str) -> None:
-    """Draw a line per policy: its figure, the interval, and the windows or scenarios that it is the mean of."""
+    """Draw a line per policy: its figure, the interval, and the windows or scenarios that it is the mean of.
+
+    Parameters
+    ----------
+    axes : Axes
+    main : Column
+        How the figure is shown.
+    strips : sequence of Strip
+        From top to bottom, each with a finite figure.
+    label : str
+        Of the axis across.
+    """
     scale = main.scale
     for row, strip in enumerate(strips):
         colour, marker = KIND_COLOURS[strip.kind], KIND_MARKERS[strip.kind]

@@ -23,7 +23,15 @@ from fleetgym.experiments.report.suite_table import SuiteEntry, SuiteTable, show
 
 
 def write_suite_page(path: Path, table: SuiteTable, about: Mapping[str, Any]) -> None:
-    """Write the page; ``about`` holds ``config`` and ``versions``."""
+    """Write the page, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    table : SuiteTable
+    about : mapping
+        ``config`` and ``versions``.
+    """
     strips = [entry.strip for entry in table.entries]
     axis = svg.strip_axis(strips, table.main)
     heads = [

@@ -60,7 +60,18 @@ class SuiteEntry:
 
 @dataclass(frozen=True)
 class SuiteTable:
-    """Entries in order of place, and the boards that they sum up."""
+    """Entries in order of place, and the boards that they sum up.
+
+    Attributes
+    ----------
+    name : str
+        Of the suite.
+    yardstick : str
+    entries : tuple of SuiteEntry
+    boards : mapping of str to LeaderboardTable
+        By scenario.
+    notes : tuple of str
+    """
 
     name: str
     yardstick: str
@@ -188,7 +199,15 @@ def _record(entry: SuiteEntry) -> dict[str, Any]:
 
 
 def write_suite_json(path: Path, table: SuiteTable, about: Mapping[str, Any]) -> None:
-    """Write everything that the page shows; the rows behind it are in each scenario's own ``leaderboard.json``."""
+    """Write everything that the page shows; the rows behind it are in each scenario's own ``leaderboard.json``.
+
+    Parameters
+    ----------
+    path : Path
+    table : SuiteTable
+    about : mapping
+        ``config`` and ``versions``.
+    """
     simulated = table.simulated()
     policies = simulated.pop("policies")
     content = {**simulated, "entries": [{"policy": name, **record} for name, record in policies.items()], **about}
@@ -196,7 +215,13 @@ def write_suite_json(path: Path, table: SuiteTable, about: Mapping[str, Any]) ->
 
 
 def write_suite_csv(path: Path, table: SuiteTable) -> None:
-    """Write one line per policy; an empty cell is a figure that does not exist."""
+    """Write one line per policy; an empty cell is a figure that does not exist.
+
+    Parameters
+    ----------
+    path : Path
+    table : SuiteTable
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     each = [f"{scenario}.{column}" for scenario in table.boards for column in ("ratio", "place", "failed_requests")]
@@ -214,7 +239,13 @@ def _unknown(cell: Any) -> bool:
 
 
 def print_suite(table: SuiteTable, console: Console) -> None:
-    """Print the summary: the ratio over the suite, and in each scenario the ratio and the place."""
+    """Print the summary: the ratio over the suite, and as many scenarios' ratios and places as fit.
+
+    Parameters
+    ----------
+    table : SuiteTable
+    console : Console
+    """
     count = len(table.boards)
     title = f"{table.name}: {count} scenario{'s' if count > 1 else ''}, {table.main.title}, below 1 is better"
     grid = Table(title=title, title_justify="left", header_style="bold")
@@ -244,5 +275,10 @@ def print_suite(table: SuiteTable, console: Console) -> None:
 
 
 def show_place(place: int | None) -> str:
-    """Return a place, or a dash for what does not compete."""
+    """Return a place, or a dash for what does not compete.
+
+    Parameters
+    ----------
+    place : int or None
+    """
     return "–" if place is None else str(place)

@@ -361,7 +361,12 @@ def _notes(scores: Scores, entries: Sequence[Entry], slowest: tuple[float, str],
 
 
 def failures(entry: Entry) -> float:
-    """Return the failed requests per window, 0 where rows do not count them."""
+    """Return the failed requests per window, 0 where rows do not count them.
+
+    Parameters
+    ----------
+    entry : Entry
+    """
     return entry.metrics.get("requests.rejected", 0.0) + entry.metrics.get("requests.unfinished", 0.0)
 
 
