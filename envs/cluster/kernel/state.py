@@ -18,6 +18,7 @@ Array = NDArray[Any]
 NONE = -1
 NEVER = 2**62  # a time that never comes
 EMPTY = -1  # end of an iteration without tokens
+IN_STEP = -2  # in place of the time of a last token: the instance's `returned_ns`
 
 # States of a request.
 NEW = 0  # not dispatched
@@ -38,7 +39,7 @@ REQUEST = np.dtype(
         ("arrival_ns", np.int64),
         ("scheduled_ns", np.int64),
         ("first_token_ns", np.int64),
-        ("last_token_ns", np.int64),  # kept up to date only out of lock step; the finish time once DONE
+        ("last_token_ns", np.int64),  # or IN_STEP; kept up to date only out of lock step; the finish time once DONE
         ("prompt", np.int32),
         ("output", np.int32),
         ("priority", np.int32),

@@ -170,9 +170,9 @@ MUTANTS = {
                     ahead, x = ahead and x != r, req[x]["previous"]
                 skip += ahead and idle
                 budget += preempt(u, slot, victim)""",
-        """        r = req[r]["next"]
+        """ else req[r]["next"]
     if not at_once:""",
-        """        r = req[r]["next"]
+        """ else req[r]["next"]
         while skip > 0 and r >= 0:
             r, skip = req[r]["next"], skip - 1
     if not at_once:""",
@@ -218,13 +218,25 @@ MUTANTS = {
     "admissions are not held back": ("schedule.py", "past, largest, budget)", "past, budget)"),
     "decodes lock step again beside several partial prefills": (
         "exact.py",
-        'if r < 0 and not u.spec["exact_path"]:',
-        "if r < 0:",
+        'if complete and not u.spec["exact_path"]:',
+        "if complete:",
     ),
-    "decodes lock step again behind one that was not served": (
+    "decodes lock step again although one was passed over": ("exact.py", "complete = False", "pass"),
+    "a decode that is passed over stays in step": (
         "exact.py",
-        'if r < 0 and not u.spec["exact_path"]:',
-        'if not u.spec["exact_path"]:',
+        "            pass_over(u, r)\n            ",
+        "            ",
+    ),
+    "a victim stays in step": ("exact.py", '    if row["state"] == LOOSE:\n        pass_over(u, r)\n', ""),
+    "a decode is in step before its next token is in flight": (
+        "update.py",
+        'return bool(u.inst["flight"] == 0 or u.req[r]["link"][slot ^ 1] & TOKEN)',
+        "return True",
+    ),
+    "blocks filled in step are not registered": (
+        "update.py",
+        '!= LOOSE or u.spec["enable_prefix_caching"]:',
+        "!= LOOSE:",
     ),
     "what a victim was given counts": (
         "exact.py",
