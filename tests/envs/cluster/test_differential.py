@@ -165,11 +165,11 @@ MUTANTS = {
         "    preempted, skip = False, 0\n",
         "budget += preempt(u, slot, victim)",
         """idle = req[victim]["state"] == LAST
-                ahead, x = True, victim
-                while x >= 0:
-                    ahead, x = ahead and x != r, req[x]["previous"]
-                skip += ahead and idle
-                budget += preempt(u, slot, victim)""",
+            ahead, x = True, victim
+            while x >= 0:
+                ahead, x = ahead and x != r, req[x]["previous"]
+            skip += ahead and idle
+            budget += preempt(u, slot, victim)""",
         """ else req[r]["next"]
     if not at_once:""",
         """ else req[r]["next"]
@@ -247,8 +247,8 @@ MUTANTS = {
     "a token returned on its own is no progress": ("update.py", "if returned > 0:", 'if inst["bulk"][slot] > 0:'),
     "a step served one by one has the room of an iteration": (
         "exact.py",
-        'budget = u.spec["max_num_scheduled_tokens"]',
-        'budget = u.spec["max_num_batched_tokens"]',
+        'budget, size = u.spec["max_num_scheduled_tokens"]',
+        'budget, size = u.spec["max_num_batched_tokens"]',
     ),
     "a victim is taken to have lost nothing": ("exact.py", 'row["computed"] = computed', 'row["computed"] = 0'),
 }
