@@ -1,7 +1,7 @@
 """Load an exported policy and decide with it: needs numpy and onnxruntime, nothing else.
 
 >>> policy = load("bundles/ppo_scorer")
->>> policy.act(observation, mask)  # (B, N, F) float32 in physical units, (B, N) bool -> (B,) int64
+>>> policy.act(observation, mask)  # (B, C, F) float32 in physical units, (B, C) bool -> (B,) int64
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fleetgym.agents.bundle_format import (
     feature_tensors,
     weight_shapes,
 )
+from fleetgym.agents.bundle_manifest import read_features, read_manifest
 from fleetgym.agents.evaluate_numpy import evaluate
 
 _FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(np.bool_)
@@ -37,6 +38,21 @@ __all__ = ["Bundle", "BundleError", "load"]
 
 class Bundle:
     """An exported policy; made by `load`.
+
+    Parameters
+    ----------
+    manifest : dict
+        As `fleetgym.agents.bundle_manifest.read_manifest` returns it.
+    specs : tuple of FeatureSpec
+        The F columns.
+    weights : mapping of str to ndarray
+        In the shapes of `fleetgym.agents.bundle_format.weight_shapes`.
+    model : bytes
+        ``policy.onnx``.
+    parity : bytes
+        ``parity.safetensors``.
+    tie_break : {"lowest_index", "random"}
+        Among equal scores.
 
     Attributes
     ----------
@@ -49,11 +65,11 @@ class Bundle:
     feature_specs : tuple of FeatureSpec
         The same with unit, range, source and metric names.
     manifest : dict
-        The checked manifest.
+        The checked manifest, in the words of version 2.
     weights : dict of str to ndarray
         The tensors of ``weights.safetensors``.
     outside_tested_n : bool
-        Whether any decision so far had more or fewer instances than the bundle was tested with.
+        Whether any decision so far had more or fewer choices than the bundle was tested with.
     """
 
     kind = "bundle"
@@ -72,24 +88,32 @@ class Bundle:
         self.features = tuple(spec.name for spec in specs)
         self.outside_tested_n = False
         self._parity, self._tie_break = parity, tie_break
-        self._tested: tuple[int, int] = tuple(manifest["tested"]["n_instances"])
+        self._tested: tuple[int, int] = tuple(manifest["tested"]["num_choices"])
         self._known_n = -1
         self._run = _bare_run(open_session(model))
         self.reset([0], 1)
 
     def reset(self, seeds: Sequence[int], num_choices: int) -> None:
-        """Begin one episode per seed; the seeds only matter with ``tie_break="random"``."""
-        self._generators = [np.random.default_rng([int(seed), 0x7E5]) for seed in seeds]
-
-    def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose an instance for each of B requests.
+        """Begin one episode per seed; the seeds only matter with ``tie_break="random"``.
 
         Parameters
         ----------
-        observation : ndarray of float32, shape (B, N, F)
+        seeds : sequence of int, length B
+            Read with ``tie_break="random"`` only.
+        num_choices : int
+            C; any number will do.
+        """
+        self._generators = [np.random.default_rng([int(seed), 0x7E5]) for seed in seeds]
+
+    def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Choose for each of B decisions.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, C, F)
             Raw physical units, columns as in `features`, NaN where a value is unknown.
-        mask : ndarray of bool, shape (B, N)
-            Instances that may be chosen, at least one per row.
+        mask : ndarray of bool, shape (B, C)
+            What may be chosen, at least one per row.
 
         Returns
         -------
@@ -99,37 +123,92 @@ class Bundle:
         Raises
         ------
         BundleError
-            Wrong shape or type, or a row without any instance to choose.
+            Wrong shape or type, or a row without any choice.
         """
         if self._tie_break == "random":
             return self._random_best(self.scores(observation, mask), mask)
         return self.greedy(observation, mask)
 
     def greedy(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return the graph's own action, the lowest index of equal scores; arguments as for `act`."""
+        """Return the graph's own action, the lowest index of equal scores.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, C, F)
+        mask : ndarray of bool, shape (B, C)
+            Both as for `act`.
+
+        Returns
+        -------
+        ndarray of int64, shape (B,)
+
+        Raises
+        ------
+        BundleError
+            As `act`.
+        """
         self._check(observation, mask)
         return self._run(["action"], {"obs": observation, "mask": mask})[0]
 
     def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return the score of each instance, shape (B, N), -1e30 where masked; arguments as for `act`."""
+        """Return the score of each choice, -1e30 where masked.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, C, F)
+        mask : ndarray of bool, shape (B, C)
+            Both as for `act`.
+
+        Returns
+        -------
+        ndarray of float32, shape (B, C)
+
+        Raises
+        ------
+        BundleError
+            As `act`.
+        """
         self._check(observation, mask)
         return self._run(["scores"], {"obs": observation, "mask": mask})[0]
 
     def evaluate_numpy(
         self, observation: NDArray[np.float32], mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Compute scores and actions from the weights in plain numpy, without onnxruntime."""
+        """Compute scores and actions from the weights in plain numpy, without onnxruntime.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, C, F)
+        mask : ndarray of bool, shape (B, C)
+            Both as for `act`; not checked.
+
+        Returns
+        -------
+        scores : ndarray of float32, shape (B, C)
+        action : ndarray of int64, shape (B,)
+        """
         activation = self.manifest["architecture"]["activation"]
         return evaluate(self.manifest["kind"], activation, self.weights, observation, mask)
 
     def parity_vectors(self) -> list[dict[str, Array]]:
-        """Return the recorded decisions, one group per number of instances: obs, mask, scores, action."""
+        """Return the recorded decisions, one group per number of choices: obs, mask, scores, action.
+
+        Returns
+        -------
+        list of dict of str to ndarray
+            For each C of `PARITY_SIZES`: ``obs`` of shape (B, C, F), ``mask`` and ``scores`` (B, C), ``action`` (B,).
+
+        Raises
+        ------
+        BundleError
+            ``parity.safetensors`` is malformed, or holds more or less than that.
+        """
         tensors = checks.read_safetensors(self._parity, PARITY)
         groups = []
         for n in PARITY_SIZES:
             names = ("obs", "mask", "scores", "action")
             if any(f"n{n}.{name}" not in tensors for name in names):
-                raise BundleError(f"{PARITY}: no vectors of {n} instances")
+                raise BundleError(f"{PARITY}: no vectors of {n} choices")
             group = {name: tensors.pop(f"n{n}.{name}") for name in names}
             b = len(group["obs"]) if group["obs"].ndim else 0
             shapes = {"obs": (b, n, len(self.features)), "mask": (b, n), "scores": (b, n), "action": (b,)}
@@ -151,14 +230,15 @@ class Bundle:
         if mask.shape != shape[:2]:
             raise BundleError(f"mask has shape {mask.shape}, expected {shape[:2]}")
         if not (np.count_nonzero(mask) if shape[0] == 1 else mask.any(axis=1).all()):
-            raise BundleError("mask: no instance may be chosen")
+            raise BundleError("mask: nothing may be chosen")
         if shape[1] != self._known_n:
             self._known_n = shape[1]
             low, high = self._tested
             if not low <= shape[1] <= high:
                 self.outside_tested_n = True
+                choice = self.manifest["action"]["choice"]
                 warnings.warn(
-                    f"{self.name}: {shape[1]} instances, tested with {low} to {high}", RuntimeWarning, stacklevel=3
+                    f"{self.name}: {shape[1]} {choice}s, tested with {low} to {high}", RuntimeWarning, stacklevel=3
                 )
 
     def _random_best(self, scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -171,6 +251,13 @@ class Bundle:
 
 
 def open_session(model: bytes) -> onnxruntime.InferenceSession:
+    """Open a graph in onnxruntime, for one thread on the CPU.
+
+    Parameters
+    ----------
+    model : bytes
+        An ONNX file.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
@@ -200,7 +287,7 @@ def load(path: str | Path, *, tie_break: str = "lowest_index") -> Bundle:
     path : str or Path
         The bundle folder.
     tie_break : {"lowest_index", "random"}
-        Which of several equal scores wins. Idle instances often tie: a live router should use ``random``.
+        Which of several equal scores wins. Idle instances often tie: a live decider should use ``random``.
 
     Raises
     ------
@@ -210,9 +297,9 @@ def load(path: str | Path, *, tie_break: str = "lowest_index") -> Bundle:
     if tie_break not in ("lowest_index", "random"):
         raise BundleError(f"tie_break={tie_break!r}: allowed are lowest_index, random")
     files = checks.read_folder(Path(path))
-    manifest = checks.read_manifest(files[MANIFEST])
+    manifest = read_manifest(files[MANIFEST])
     checks.check_digests(files, manifest)
-    specs = checks.read_features(manifest)
+    specs = read_features(manifest)
     kind, architecture = manifest["kind"], manifest["architecture"]
     weights = checks.read_safetensors(files[WEIGHTS], WEIGHTS)
     checks.check_weights(weights, weight_shapes(kind, len(specs), architecture["hidden"]), WEIGHTS)

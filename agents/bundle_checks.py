@@ -17,19 +17,13 @@ from typing import Any
 import numpy as np
 
 from fleetgym.agents.bundle_format import (
-    ACTIVATIONS,
-    BUNDLE_VERSION,
     IR_VERSION,
-    KINDS,
     MANIFEST,
     MAX_BYTES,
-    MAX_FEATURES,
-    MAX_HIDDEN,
     ONNX,
     OPSET,
     Array,
     BundleError,
-    FeatureSpec,
     graph,
     shown,
     used_constants,
@@ -39,38 +33,19 @@ from fleetgym.agents.onnx_reader import read_onnx
 
 _MAX_DEPTH = 16
 _DTYPES: Mapping[str, type[np.generic]] = {"F32": np.float32, "I64": np.int64, "BOOL": np.bool_}
-_FEATURE = {
-    "name": str, "unit": str, "meaning": str, "scope": str, "tag": str, "low": float, "high": float,
-    "transform": str, "scale": float, "missing": float, "metrics": dict,
-}  # fmt: skip
-_MANIFEST: Mapping[str, Any] = {
-    "schema_version": int,
-    "policy_id": str,
-    "kind": str,
-    "architecture": {"hidden": int, "activation": str},
-    "observation": {"schema_version": int, "unknown_value": str, "features": [_FEATURE]},
-    "action": {
-        "kind": str,
-        "decode": str,
-        "tie_break": str,
-        "masked_score": float,
-        "score_unit": float,
-        "none_available": str,
-    },
-    "trained": {"n_instances": [int], "load": [float], "staleness_s": [float]},
-    "tested": {"n_instances": [int]},
-    "fallback": str,
-    "environment": {"id": str, "golden_hash": str},
-    "versions": dict,
-    "git_revision": str,
-    "training": dict,
-    "evaluation": list,
-    "files": dict,
-}
 
 
 def read_folder(path: Path) -> dict[str, bytes]:
     """Read all files of a bundle, after checking what the folder lists.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    dict of str to bytes
+        Content by file name.
 
     Raises
     ------
@@ -106,7 +81,20 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """Parse JSON of bounded depth without repeated keys, NaN, infinities or giant integers."""
+    """Parse JSON of bounded depth without repeated keys, NaN, infinities or giant integers.
+
+    Parameters
+    ----------
+    data : bytes
+        UTF-8.
+    where : str
+        File name, for messages.
+
+    Raises
+    ------
+    BundleError
+        Anything else.
+    """
     depth = deepest = 0
     in_string = escaped = False
     for byte in data:
@@ -154,80 +142,61 @@ def _float(text: str) -> float:
     return value
 
 
-def _check(value: Any, expected: Any, where: str) -> None:
+def check_types(value: Any, expected: Any, where: str) -> None:
+    """Compare parsed JSON with the types expected of it.
+
+    Parameters
+    ----------
+    value : object
+    expected : type, mapping or list
+        A mapping has these entries and no other; a list holds any number of its only element; float takes integers too.
+    where : str
+        Begins the message.
+
+    Raises
+    ------
+    BundleError
+        Naming the entry that is missing, unknown or of another type.
+    """
     if isinstance(expected, Mapping):
-        _check(value, dict, where)
+        check_types(value, dict, where)
         for name in (*expected, *value):
             if name not in value:
                 raise BundleError(f"{where}.{name}: missing")
             if name not in expected:
                 raise BundleError(f"{where}.{shown(name)}: unknown entry")
-            _check(value[name], expected[name], f"{where}.{name}")
+            check_types(value[name], expected[name], f"{where}.{name}")
     elif isinstance(expected, list):
-        _check(value, list, where)
+        check_types(value, list, where)
         for index, item in enumerate(value):
-            _check(item, expected[0], f"{where}[{index}]")
+            check_types(item, expected[0], f"{where}[{index}]")
     else:
         allowed = (int, float) if expected is float else (expected,)
         if not isinstance(value, allowed) or isinstance(value, bool):
             raise BundleError(f"{where}={shown(value)}: expected {expected.__name__}")
 
 
-def read_manifest(data: bytes) -> dict[str, Any]:
-    """Parse and check ``manifest.json``.
+def check_digests(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
+    """Compare size and SHA-256 of every other file with the manifest.
+
+    Parameters
+    ----------
+    files : mapping of str to bytes
+        As `read_folder` returns them.
+    manifest : mapping
+        As `read_manifest` returns it.
 
     Raises
     ------
     BundleError
-        Not JSON, another schema version, a missing, unknown or impossible entry.
+        A file that is not listed, listed and not there, or of another size or digest.
     """
-    manifest = parse_json(data, MANIFEST)
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != BUNDLE_VERSION or isinstance(version, bool):
-        raise BundleError(f"{MANIFEST}: schema_version={shown(version)}, this version reads {BUNDLE_VERSION}")
-    _check(manifest, _MANIFEST, MANIFEST)
-    kind, architecture = manifest["kind"], manifest["architecture"]
-    if kind not in KINDS:
-        raise BundleError(f"{MANIFEST}.kind={shown(kind)}: allowed are {', '.join(KINDS)}")
-    if architecture["activation"] not in ACTIVATIONS:
-        raise BundleError(
-            f"{MANIFEST}.architecture.activation={shown(architecture['activation'])}: allowed are relu, tanh"
-        )
-    if not 1 <= architecture["hidden"] <= MAX_HIDDEN:
-        raise BundleError(f"{MANIFEST}.architecture.hidden={architecture['hidden']}: allowed are 1 to {MAX_HIDDEN}")
-    for name, bounds in (*manifest["trained"].items(), *manifest["tested"].items()):
-        if bounds and (len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]):
-            raise BundleError(f"{MANIFEST}: range {name}={shown(bounds)}, expected [low, high]")
-    if not manifest["tested"]["n_instances"]:
-        raise BundleError(f"{MANIFEST}.tested.n_instances: empty")
-    return manifest
-
-
-def read_features(manifest: Mapping[str, Any]) -> tuple[FeatureSpec, ...]:
-    """Return the feature table of a checked manifest."""
-    rows = manifest["observation"]["features"]
-    if not 1 <= len(rows) <= MAX_FEATURES:
-        raise BundleError(f"{MANIFEST}: {len(rows)} features, allowed are 1 to {MAX_FEATURES}")
-    for row in rows:
-        for engine, names in row["metrics"].items():
-            _check(names, [str], f"{MANIFEST}: metrics of {shown(row['name'])} in {shown(engine)}")
-    features = tuple(FeatureSpec.of(row) for row in rows)
-    for feature in features:
-        if problem := feature.problem():
-            raise BundleError(f"{MANIFEST}: feature {shown(feature.name)}: {problem}")
-    if len({feature.name for feature in features}) != len(features):
-        raise BundleError(f"{MANIFEST}: a feature name occurs twice")
-    return features
-
-
-def check_digests(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
-    """Compare size and SHA-256 of every other file with the manifest."""
     listed, expected = manifest["files"], set(files) - {MANIFEST}
     if set(listed) != expected:
         strange = min(set(listed) ^ expected)
         raise BundleError(f"{MANIFEST}.files: {shown(strange)} should {'not ' * (strange in listed)}be listed")
     for name in sorted(listed):
-        _check(listed[name], {"sha256": str, "size": int}, f"{MANIFEST}.files.{name}")
+        check_types(listed[name], {"sha256": str, "size": int}, f"{MANIFEST}.files.{name}")
         if listed[name]["size"] != len(files[name]):
             raise BundleError(f"{name}: {len(files[name])} bytes, the manifest says {listed[name]['size']}")
         if hashlib.sha256(files[name]).hexdigest() != listed[name]["sha256"]:
@@ -236,6 +205,18 @@ def check_digests(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> No
 
 def read_safetensors(data: bytes, where: str) -> dict[str, Array]:
     """Parse a safetensors file of finite float32, int64 and bool tensors without copying them.
+
+    Parameters
+    ----------
+    data : bytes
+        Of the file.
+    where : str
+        File name, for messages.
+
+    Returns
+    -------
+    dict of str to ndarray
+        In the shapes that the header gives them.
 
     Raises
     ------
@@ -246,12 +227,12 @@ def read_safetensors(data: bytes, where: str) -> dict[str, Array]:
     if len(data) < 8 or length > min(len(data) - 8, 1 << 17):
         raise BundleError(f"{where}: its header is cut off or larger than 128 KiB")
     header, body = parse_json(data[8 : 8 + length], where), memoryview(data)[8 + length :]
-    _check(header, dict, where)
+    check_types(header, dict, where)
     header.pop("__metadata__", None)
     tensors, end = {}, 0
     for name, entry in header.items():
         label = f"{where}: {shown(name)}"
-        _check(entry, {"dtype": str, "shape": [int], "data_offsets": [int]}, label)
+        check_types(entry, {"dtype": str, "shape": [int], "data_offsets": [int]}, label)
         if entry["dtype"] not in _DTYPES:
             raise BundleError(f"{label} has element type {shown(entry['dtype'])}, allowed are {', '.join(_DTYPES)}")
         dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"]
@@ -270,7 +251,22 @@ def read_safetensors(data: bytes, where: str) -> dict[str, Array]:
 
 
 def check_weights(weights: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Compare names, shapes and types with the architecture, and refuse NaN and infinities."""
+    """Compare names, shapes and types with the architecture, and refuse NaN and infinities.
+
+    Parameters
+    ----------
+    weights : mapping of str to ndarray
+        As read, each of any shape.
+    expected : mapping of str to tuple of int
+        Shapes (`fleetgym.agents.bundle_format.weight_shapes`).
+    where : str
+        File name, for messages.
+
+    Raises
+    ------
+    BundleError
+        Naming the tensor that differs.
+    """
     if set(weights) != set(expected):
         raise BundleError(f"{where}: tensor {shown(min(set(weights) ^ set(expected)))} is missing or unknown")
     for name, shape in expected.items():
@@ -283,7 +279,22 @@ def check_weights(weights: Mapping[str, Array], expected: Mapping[str, tuple[int
 
 
 def check_onnx(data: bytes, kind: str, activation: str, weights: Mapping[str, Array]) -> None:
-    """Refuse a graph that is not operator for operator and bit for bit the one of ``weights``."""
+    """Refuse a graph that is not operator for operator and bit for bit the one of ``weights``.
+
+    Parameters
+    ----------
+    data : bytes
+        ``policy.onnx``.
+    kind : {"scorer_mlp", "linear_score"}
+    activation : {"relu", "tanh"}
+    weights : mapping of str to ndarray
+        In the shapes that `check_weights` asks for.
+
+    Raises
+    ------
+    BundleError
+        Naming the operator, tensor, input or output that differs.
+    """
     if len(data) > sum(w.nbytes for w in weights.values()) + (64 << 10):
         raise BundleError(f"{ONNX}: {len(data)} bytes, far more than its weights")
     found, nodes = read_onnx(data), graph(kind, activation)

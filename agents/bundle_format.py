@@ -1,13 +1,13 @@
 """The export bundle's format: files, limits, weights and graph of each kind of policy.
 
 Writer and reader both go by this module, so that a bundle holds nothing that is not written here. It
-needs numpy alone. A policy is one of two kinds, both a score per instance and an argmax over it:
+needs numpy alone. A policy is one of two kinds, both a score per choice and an argmax over it:
 
 ``scorer_mlp``
-    ``h = act(W1 x + b1)`` per instance, ``g`` = mean of ``h`` over the instances that may be chosen,
+    ``h = act(W1 x + b1)`` per choice, ``g`` = mean of ``h`` over what may be chosen,
     ``score = w3 . act(W2 h + Wp g + b2)``, where ``x`` is the transformed observation.
 ``linear_score``
-    ``score = w . clipped observation``: heuristics that rank instances by a weighted sum.
+    ``score = w . clipped observation``: heuristics that rank choices by a weighted sum.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 MANIFEST = "manifest.json"
 ONNX = "policy.onnx"
 WEIGHTS = "weights.safetensors"
@@ -43,6 +43,15 @@ INPUT_LIMIT = 4.0  # of a network's transformed inputs: beyond any training, whe
 PARITY_SIZES = (1, 2, 3, 8, 64)
 KINDS = ("scorer_mlp", "linear_score")
 ACTIVATIONS: Mapping[str, str] = {"relu": "Relu", "tanh": "Tanh"}  # name: ONNX operator
+SCOPES = ("choice", "request", "cluster")
+UNKNOWN_VALUE = "NaN"
+ACTION: Mapping[str, str | float] = {  # what every policy of this format does with its scores
+    "kind": "choice_index",
+    "decode": "argmax",
+    "tie_break": "lowest_index",
+    "masked_score": MASKED_SCORE,
+    "none_available": "refused",
+}
 TAGS = ("local", "scraped", "static", "request")
 
 Array = NDArray[Any]
@@ -53,7 +62,17 @@ class BundleError(ValueError):
 
 
 def shown(value: object) -> str:
-    """Return ``value`` as one short printable piece of a message: bundles may hold anything."""
+    """Return ``value`` as one short printable piece of a message: bundles may hold anything.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    str
+        ASCII, at most 80 characters.
+    """
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -65,8 +84,7 @@ class FeatureSpec:
     Attributes
     ----------
     name, unit, meaning : str
-    scope : {"choice", "instance", "request", "cluster"}
-        ``instance`` is what bundles of instances called a choice.
+    scope : {"choice", "request", "cluster"}
     tag : {"local", "scraped", "static", "request"}
         Where a router gets the value.
     low, high : float
@@ -93,7 +111,13 @@ class FeatureSpec:
 
     @classmethod
     def of(cls, row: Any) -> FeatureSpec:
-        """Copy the fields of a mapping or of an object with the same attribute names."""
+        """Copy the fields of a mapping or of an object with the same attribute names.
+
+        Parameters
+        ----------
+        row : mapping or object
+            A row of a manifest, or a signal (`fleetgym.envs.signals.Signal`).
+        """
         values = row if isinstance(row, Mapping) else {name: getattr(row, name) for name in cls.__annotations__}
         return cls(
             name=str(values["name"]),
@@ -121,8 +145,8 @@ class FeatureSpec:
         """Return why this row cannot be used, or None."""
         limit = float(np.finfo(np.float32).max)
         numbers = (self.low, self.high, self.scale, self.missing)
-        if self.scope not in ("choice", "instance", "request", "cluster"):
-            return f"scope={shown(self.scope)}: allowed are choice, instance, request, cluster"
+        if self.scope not in SCOPES:
+            return f"scope={shown(self.scope)}: allowed are {', '.join(SCOPES)}"
         if self.tag not in TAGS:
             return f"tag={shown(self.tag)}: a router cannot know it; allowed are {', '.join(TAGS)}"
         if self.transform not in ("log1p", "linear"):
@@ -137,7 +161,18 @@ class FeatureSpec:
 
 
 def feature_tensors(features: Sequence[FeatureSpec]) -> dict[str, Array]:
-    """Return what the graph needs of the feature table: one column vector (F, 1) per property."""
+    """Return what the graph needs of the feature table: one column vector (F, 1) per property.
+
+    Parameters
+    ----------
+    features : sequence of FeatureSpec
+        The F columns.
+
+    Returns
+    -------
+    dict of str to ndarray, each of shape (F, 1)
+        ``features.log1p`` is bool, all others float32.
+    """
 
     def column(values: Sequence[float]) -> Array:
         return np.array(values, np.float32)[:, None]
@@ -154,7 +189,16 @@ def feature_tensors(features: Sequence[FeatureSpec]) -> dict[str, Array]:
 
 
 def weight_shapes(kind: str, num_features: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of each tensor in ``weights.safetensors``; matrices are (out, in)."""
+    """Return name and shape of each tensor in ``weights.safetensors``; matrices are (out, in).
+
+    Parameters
+    ----------
+    kind : {"scorer_mlp", "linear_score"}
+    num_features : int
+        F, columns of the observation.
+    hidden : int
+        H, width of the layers; unused by ``linear_score``.
+    """
     F, H = num_features, hidden
     shapes: dict[str, tuple[int, ...]] = {f"features.{n}": (F, 1) for n in ("missing", "low", "high", "log1p", "gain")}
     if kind == "linear_score":
@@ -164,7 +208,19 @@ def weight_shapes(kind: str, num_features: int, hidden: int) -> dict[str, tuple[
 
 
 class Node(NamedTuple):
-    """One operator of the graph; attributes are integers or tuples of integers."""
+    """One operator of the graph.
+
+    Attributes
+    ----------
+    op : str
+        Its ONNX type.
+    inputs : tuple of str
+        Names of tensors, in order.
+    output : str
+        Name of its one output.
+    attributes : tuple of (str, int or tuple of int)
+        Sorted by name.
+    """
 
     op: str
     inputs: tuple[str, ...]
@@ -187,8 +243,14 @@ def _node(op: str, inputs: str, output: str, **attributes: int | tuple[int, ...]
 def graph(kind: str, activation: str) -> tuple[Node, ...]:
     """Return the operators of ``policy.onnx``, in order: the only graph that a bundle may hold.
 
-    Instances lie along the last axis inside the graph, so that every broadcast runs over contiguous
-    memory: at 512 instances this takes 60 % of the time of the row-wise order.
+    Choices lie along the last axis inside the graph, so that every broadcast runs over contiguous
+    memory: at 512 choices this takes 60 % of the time of the row-wise order.
+
+    Parameters
+    ----------
+    kind : {"scorer_mlp", "linear_score"}
+    activation : {"relu", "tanh"}
+        Unused by ``linear_score``.
     """
     clean = (
         _node("Transpose", "obs", "columns", perm=(0, 2, 1)),
@@ -229,12 +291,34 @@ def graph(kind: str, activation: str) -> tuple[Node, ...]:
 
 
 def used_constants(nodes: Sequence[Node]) -> dict[str, Array]:
-    """Return the constants that ``nodes`` read."""
+    """Return the constants that ``nodes`` read.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+
+    Returns
+    -------
+    dict of str to ndarray
+        Of `CONSTANTS`, each of shape (1,).
+    """
     read = {name for node in nodes for name in node.inputs}
     return {name: value for name, value in CONSTANTS.items() if name in read}
 
 
 def used_weights(nodes: Sequence[Node], weights: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the weights that ``nodes`` read; ``linear_score`` leaves transform and gain alone."""
+    """Return the weights that ``nodes`` read; ``linear_score`` leaves transform and gain alone.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+    weights : mapping of str to ndarray
+        In the shapes of `weight_shapes`.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Some of ``weights``, in the same shapes.
+    """
     read = {name for node in nodes for name in node.inputs}
     return {name: value for name, value in weights.items() if name in read}

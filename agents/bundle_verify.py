@@ -17,6 +17,11 @@ TOLERANCE = 1e-5
 def verify(path: str | Path) -> dict[str, Any]:
     """Recompute all parity vectors with onnxruntime and with plain numpy.
 
+    Parameters
+    ----------
+    path : path
+        The bundle's folder.
+
     Returns
     -------
     dict
@@ -31,7 +36,7 @@ def verify(path: str | Path) -> dict[str, Any]:
     bundle = load(path)
     groups = bundle.parity_vectors()
     report: dict[str, Any] = {"policy_id": bundle.name, "vectors": sum(len(g["action"]) for g in groups)}
-    report["instances"] = [g["mask"].shape[1] for g in groups]
+    report["num_choices"] = [g["mask"].shape[1] for g in groups]
     for name in ("onnxruntime", "numpy"):
         differ, worst = 0, 0.0
         for g in groups:
@@ -50,6 +55,6 @@ def verify(path: str | Path) -> dict[str, Any]:
 
 
 def _difference(scores: Array, recorded: Array, mask: Array) -> NDArray[np.float64]:
-    """Absolute differences; infinite if a masked instance has any other score than the recorded one."""
+    """Absolute differences; infinite if a masked choice has any other score than the recorded one."""
     difference = np.abs(scores.astype(np.float64) - recorded.astype(np.float64))
     return np.where(mask | (difference == 0), difference, np.inf)

@@ -14,7 +14,7 @@ from typing import Any
 from fleetgym.envs.atomic import write_text
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.problem import Problem
-from fleetgym.envs.registry import find_problem
+from fleetgym.envs.registry import bare_id, find_problem
 
 _REQUIRED: Mapping[str, type] = {
     "env_id": str,
@@ -23,13 +23,22 @@ _REQUIRED: Mapping[str, type] = {
     "features": list,
     "schema_version": int,
     "schema_digest": str,
-    "golden_hash": str,
+    "fingerprint": str,
     "trained_ranges": dict,
 }
 
 
+_RENAMED = {"golden_hash": "fingerprint", "num_instances": "num_choices"}  # of when all choices were instances
+
+
 def card_path(checkpoint: str | Path) -> Path:
-    """Return where the card of a checkpoint lies."""
+    """Return where the card of a checkpoint lies.
+
+    Parameters
+    ----------
+    checkpoint : path
+        The zip.
+    """
     return Path(checkpoint).with_suffix(".json")
 
 
@@ -42,7 +51,19 @@ def write_card(checkpoint: str | Path, card: Mapping[str, Any]) -> Path:
         The zip.
     card : mapping
         At least ``env_id``, ``algorithm``, ``network`` ("mlp" or "scorer"), ``features``,
-        ``schema_version``, ``schema_digest``, ``golden_hash`` and ``trained_ranges``; more is kept.
+        ``schema_version``, ``schema_digest``, ``fingerprint`` and ``trained_ranges``; more is kept.
+
+    Returns
+    -------
+    Path
+        Of the card.
+
+    Raises
+    ------
+    ValueError
+        The card lacks one of these.
+    UserError
+        It cannot be written.
     """
     if missing := [name for name in _REQUIRED if name not in card]:
         raise ValueError(f"card lacks {', '.join(missing)}")
@@ -53,6 +74,8 @@ def write_card(checkpoint: str | Path, card: Mapping[str, Any]) -> Path:
 
 def problem_of_card(card: Mapping[str, Any], where: str) -> type[Problem]:
     """Return the decision problem that a checkpoint was trained for.
+
+    A module that the card names is not imported: whoever loads a policy says what code is run.
 
     Parameters
     ----------
@@ -65,14 +88,27 @@ def problem_of_card(card: Mapping[str, Any], where: str) -> type[Problem]:
     UserError
         It is not registered here.
     """
+    env_id = bare_id(card["env_id"])
     try:
-        return find_problem(card["env_id"])
+        return find_problem(env_id)
     except UserError as error:
-        raise UserError(f"{where}: trained for {card['env_id']!r}: {error}") from None
+        raise UserError(
+            f"{where}: trained for {env_id!r}: {error}; env.id=MODULE:{env_id} imports the module that registers it"
+        ) from None
 
 
 def read_card(checkpoint: str | Path) -> dict[str, Any]:
-    """Return the card of a checkpoint.
+    """Return the card of a checkpoint, an old one in today's words.
+
+    Parameters
+    ----------
+    checkpoint : path
+        The zip; it is not opened.
+
+    Returns
+    -------
+    dict
+        With every key that `write_card` asks for, of the right type.
 
     Raises
     ------
@@ -88,7 +124,15 @@ def read_card(checkpoint: str | Path) -> dict[str, Any]:
         raise UserError(f"{str(path)!r}: not a readable card: {error}") from None
     if not isinstance(card, dict):
         raise UserError(f"{str(path)!r}: expected a mapping, got {type(card).__name__}")
+    card = _in_todays_words(card)
     for name, kind in _REQUIRED.items():
         if not isinstance(card.get(name), kind):
             raise UserError(f"{str(path)!r}: {name}={card.get(name)!r}: expected {kind.__name__}")
     return card
+
+
+def _in_todays_words(card: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {_RENAMED.get(name, name): value for name, value in card.items()}
+    if isinstance(ranges := renamed.get("trained_ranges"), dict):
+        renamed["trained_ranges"] = {_RENAMED.get(name, name): value for name, value in ranges.items()}
+    return renamed

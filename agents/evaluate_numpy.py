@@ -19,14 +19,38 @@ Bool = NDArray[np.bool_]
 
 
 def clean(weights: Mapping[str, NDArray[Any]], observation: Float) -> Float:
-    """Replace unknown values (NaN) and clip to the trained range; shape (B, N, F)."""
+    """Replace unknown values (NaN) and clip to the trained range.
+
+    Parameters
+    ----------
+    weights : mapping of str to ndarray
+        With ``features.missing``, ``features.low`` and ``features.high``, each of shape (F, 1).
+    observation : ndarray of float32, shape (B, C, F)
+        Raw physical units.
+
+    Returns
+    -------
+    ndarray of float32, shape (B, C, F)
+    """
     w = {name: weights[f"features.{name}"][:, 0] for name in ("missing", "low", "high")}
     known = np.where(np.isnan(observation), w["missing"], observation)
     return np.minimum(np.maximum(known, w["low"]), w["high"])
 
 
 def transform(weights: Mapping[str, NDArray[Any]], clipped: Float) -> Float:
-    """``log1p(x) / log1p(scale)`` or ``x / scale``, per feature; shape (B, N, F)."""
+    """Scale to about [0, 1]: ``log1p(x) / log1p(scale)`` or ``x / scale``, per feature.
+
+    Parameters
+    ----------
+    weights : mapping of str to ndarray
+        With ``features.log1p`` (bool) and ``features.gain`` (the factor after it), each of shape (F, 1).
+    clipped : ndarray of float32, shape (B, C, F)
+        As `clean` returns it.
+
+    Returns
+    -------
+    ndarray of float32, shape (B, C, F)
+    """
     log1p, gain = weights["features.log1p"][:, 0], weights["features.gain"][:, 0]
     logarithm = np.log(np.where(log1p, clipped, np.float32(0)) + np.float32(1))
     return np.where(log1p, logarithm, clipped) * gain
@@ -36,19 +60,47 @@ def rows(x: Float, matrix: Float) -> Float:
     """``x @ matrix.T``, every row by itself.
 
     A BLAS product may round equal rows differently by where they stand, and the lowest index among
-    equal instances would no longer be chosen.
+    equal choices would no longer be chosen.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (..., I)
+    matrix : ndarray of float32, shape (O, I)
+
+    Returns
+    -------
+    ndarray of float32, shape (..., O)
     """
     out: Float = np.einsum("...i,oi->...o", x, matrix)
     return out
 
 
 def network(weights: Mapping[str, NDArray[Any]], activation: str, x: Float, mask: Bool) -> Float:
-    """Score instances by a small network that knows each row and the mean over the fleet; shape (B, N)."""
+    """Score choices by a small network that knows each row and the mean over all.
+
+    ``h = act(W1 x + b1)``, ``g`` is the mean of ``h`` over ``mask``, the score is ``w3 . act(W2 h + Wp g + b2)``.
+
+    Parameters
+    ----------
+    weights : mapping of str to ndarray
+        ``row`` (W1, b1), ``mix`` (W2, b2), ``pool`` (Wp) and ``score`` (w3), as ``row.weight`` (H, F), ``row.bias``
+        (H, 1) and so on (`fleetgym.agents.bundle_format.weight_shapes`).
+    activation : {"relu", "tanh"}
+    x : ndarray of float32, shape (B, C, F)
+        As `transform` returns it.
+    mask : ndarray of bool, shape (B, C)
+        What may be chosen.
+
+    Returns
+    -------
+    ndarray of float32, shape (B, C)
+        Also where masked.
+    """
     act = np.tanh if activation == "tanh" else lambda y: np.maximum(y, np.float32(0))
     w = weights
-    h = act(rows(x, w["row.weight"]) + w["row.bias"][:, 0])  # (B, N, H)
+    h = act(rows(x, w["row.weight"]) + w["row.bias"][:, 0])  # (B, C, H)
     count = np.maximum(mask.sum(axis=1, keepdims=True), 1).astype(np.float32)
-    g = (h * mask[:, :, None]).sum(axis=1) / count  # (B, H): mean over the instances that may be chosen
+    g = (h * mask[:, :, None]).sum(axis=1) / count  # (B, H): mean over the choices that may be chosen
     fleet = rows(g, w["pool.weight"]) + w["mix.bias"][:, 0]
     h2 = act(rows(h, w["mix.weight"]) + fleet[:, None, :])
     scores: Float = rows(h2, w["score.weight"])[:, :, 0]
@@ -66,15 +118,16 @@ def evaluate(
     activation : {"relu", "tanh"}
         Ignored by ``linear_score``.
     weights : mapping of str to ndarray
-        The tensors of ``weights.safetensors``; matrices are (out, in).
-    observation : ndarray of float32, shape (B, N, F)
+        The tensors of ``weights.safetensors``, in the shapes of `fleetgym.agents.bundle_format.weight_shapes`; matrices
+        are (out, in).
+    observation : ndarray of float32, shape (B, C, F)
         Raw physical units, NaN where unknown.
-    mask : ndarray of bool, shape (B, N)
-        Instances that may be chosen.
+    mask : ndarray of bool, shape (B, C)
+        What may be chosen.
 
     Returns
     -------
-    scores : ndarray of float32, shape (B, N)
+    scores : ndarray of float32, shape (B, C)
         ``MASKED_SCORE`` where masked.
     action : ndarray of int64, shape (B,)
         Index of the highest score, the lowest index of equal ones.

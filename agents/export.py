@@ -23,6 +23,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from fleetgym.agents import model_card
 from fleetgym.agents.bundle_format import (
+    ACTION,
     BUNDLE_VERSION,
     CARD,
     CONFIG,
@@ -33,6 +34,7 @@ from fleetgym.agents.bundle_format import (
     OPSET,
     PARITY,
     PARITY_SIZES,
+    UNKNOWN_VALUE,
     WEIGHTS,
     Array,
     FeatureSpec,
@@ -47,25 +49,12 @@ from fleetgym.agents.bundle_verify import verify
 from fleetgym.agents.checkpoint import problem_of_card, read_card
 from fleetgym.agents.evaluate_numpy import evaluate
 from fleetgym.envs.atomic import making_folder
-from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
+from fleetgym.envs.problem import Problem
 from fleetgym.envs.signals import find_signal
 
-FALLBACK = "least_inflight"
 _VECTORS_PER_SIZE = 64
-# Score = sum of weight x feature, for the heuristics of `fleetgym.baselines` that have this form.
-LINEAR_SCORES: Mapping[str, Mapping[str, float]] = {
-    "least_inflight": {"in_flight_requests": -1.0},
-    "least_kv": {"kv_usage": -1.0},
-    "least_pending_tokens": {"awaiting_first_token_prompt_tokens": -1.0},
-    "vllm_dp": {"waiting_requests": -4.0, "running_requests": -1.0},
-    "dynamo_cost": {
-        "awaiting_first_token_prompt_tokens": -1 / 16,
-        "in_flight_prompt_tokens": -1 / 16,
-        "streamed_tokens": -1 / 16,
-        "prompt_tokens": -2 / 16,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -75,34 +64,42 @@ class Source:
     Attributes
     ----------
     name : str
+        Of the policy; the bundle's id adds a digest.
     kind : {"scorer_mlp", "linear_score"}
+    problem : type
+        What it decides, a subclass of `Problem`.
     features : tuple of FeatureSpec
+        The F columns.
     weights : dict of str to ndarray
-        Without the feature table's tensors.
+        Without the feature table's tensors; in the shapes of `fleetgym.agents.bundle_format.weight_shapes`.
     hidden : int
+        H, width of the layers; 1 for ``linear_score``.
     activation : {"relu", "tanh"}
     trained : dict
-        ``n_instances``, ``load``, ``staleness_s``: [low, high] each, empty where it does not apply.
-    environment : dict
-        ``id`` and ``golden_hash``.
+        ``num_choices``, ``load``, ``staleness_s``: [low, high] each, empty where it does not apply.
+    fingerprint : str
+        Of the problem when it was trained; empty for a heuristic.
     training : dict
         Algorithm, seed and number of steps.
     config : mapping
         The resolved training config.
     versions : mapping
+        Of Python and its packages.
     git_revision : str
+        Of the code that trained it; empty if unknown.
     evaluation : list of dict
         Rows of a leaderboard.
     """
 
     name: str
     kind: str
+    problem: type[Problem]
     features: tuple[FeatureSpec, ...]
     weights: dict[str, Array]
     hidden: int = 1
     activation: str = "relu"
     trained: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=lambda: {"id": "", "golden_hash": ""})
+    fingerprint: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
@@ -110,7 +107,7 @@ class Source:
     evaluation: Sequence[Mapping[str, Any]] = ()
 
     def tensors(self) -> dict[str, Array]:
-        """Return everything that goes into ``weights.safetensors``."""
+        """Return everything that goes into ``weights.safetensors``, in the shapes of `weight_shapes`."""
         return feature_tensors(self.features) | self.weights
 
 
@@ -127,17 +124,19 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     Raises
     ------
     UserError
-        Fixed number of instances, privileged feature, another schema version, no checkpoint.
+        Fixed number of choices, privileged feature, another schema version, no checkpoint.
     """
     path = Path(checkpoint)
+    where = f"checkpoint={str(path)!r}"
     if not path.is_file():
-        raise UserError(f"checkpoint={str(path)!r}: no such file")
+        raise UserError(f"{where}: no such file")
     card = read_card(path)
-    features = _exportable(card, f"checkpoint={str(path)!r}")
-    today = card["golden_hash"] if fingerprint is None else fingerprint(card["env_id"])
-    if today != card["golden_hash"]:
+    problem = problem_of_card(card, where)
+    features = _exportable(card, problem, where)
+    today = card["fingerprint"] if fingerprint is None else fingerprint(problem.env_id)
+    if today != card["fingerprint"]:
         warnings.warn(
-            f"{path}: trained when {card['env_id']} behaved otherwise (fingerprint {card['golden_hash'] or 'unknown'},"
+            f"{path}: trained when {problem.env_id} behaved otherwise (fingerprint {card['fingerprint'] or 'unknown'},"
             f" today {today}): evaluate it again before use",
             RuntimeWarning,
             stacklevel=2,
@@ -149,16 +148,17 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     return Source(
         name=str(card.get("name", path.stem)),
         kind="scorer_mlp",
+        problem=problem,
         features=features,
         weights=weights,
         hidden=len(weights["row.bias"]),
         activation="tanh" if bool(state["mlp_extractor.uses_tanh"]) else "relu",
         trained={
-            "n_instances": ranges.get("num_instances") or [],
+            "num_choices": ranges.get("num_choices") or [],
             "load": ranges.get("load") or [],
             "staleness_s": ranges.get("staleness_s") or [],
         },
-        environment={"id": card["env_id"], "golden_hash": card["golden_hash"]},
+        fingerprint=card["fingerprint"],
         training={key: card[key] for key in ("algorithm", "seed", "num_timesteps") if key in card},
         config=card.get("config") or {},
         versions=card.get("versions") or {},
@@ -167,7 +167,25 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
 
 
 def policy_graph(policy: torch.nn.Module, features: Sequence[str]) -> bytes:
-    """Return the ONNX graph of a row scorer as it is now, the same that a bundle of it holds but for the score unit."""
+    """Return the ONNX graph of a row scorer as it is now, the same that a bundle of it holds but for the score unit.
+
+    Parameters
+    ----------
+    policy : Module
+        An SB3 policy with a `fleetgym.agents.scorer.RowScorer`; its weights are copied.
+    features : sequence of str
+        Columns of its observation.
+
+    Returns
+    -------
+    bytes
+        An ONNX file.
+
+    Raises
+    ------
+    UserError
+        A weight is NaN or infinite: training diverged.
+    """
     state = policy.state_dict()
     weights = _weights(state, Path("policy"))
     specs = tuple(FeatureSpec.of(find_signal(name)).limited() for name in features)
@@ -175,23 +193,27 @@ def policy_graph(policy: torch.nn.Module, features: Sequence[str]) -> bytes:
     return onnx_bytes("scorer_mlp", activation, feature_tensors(specs) | weights)
 
 
-def _exportable(card: Mapping[str, Any], where: str) -> tuple[FeatureSpec, ...]:
+def _exportable(card: Mapping[str, Any], problem: type[Problem], where: str) -> tuple[FeatureSpec, ...]:
     if card["network"] != "scorer":
         raise UserError(
-            f"{where}: network={card['network']!r} is made for exactly {card.get('num_instances', 'N')} instances;"
+            f"{where}: network={card['network']!r} is made for exactly {card.get('num_choices', 'N')} choices;"
             " a bundle serves any number: train agent=ppo_scorer"
         )
     names = tuple(card["features"])
-    unknown = not set(names) <= set(problem_of_card(card, where).offers)
+    unknown = not set(names) <= set(problem.offers)
     if card["schema_version"] != SCHEMA_VERSION or unknown or card["schema_digest"] != schema_digest(names):
         raise UserError(
             f"{where}: trained on another observation schema (version {card['schema_version']}, digest"
             f" {card['schema_digest']}) than this one (version {SCHEMA_VERSION})"
         )
+    return tuple(spec.limited() for spec in _public_specs(names, where))
+
+
+def _public_specs(names: Sequence[str], where: str) -> tuple[FeatureSpec, ...]:
     for name in names:
         if find_signal(name).tag == "privileged":
             raise UserError(f"{where}: uses feature {name!r}, which is privileged: no router can know it")
-    return tuple(FeatureSpec.of(find_signal(name)).limited() for name in names)
+    return tuple(FeatureSpec.of(find_signal(name)) for name in names)
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -219,24 +241,49 @@ def _weights(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, Array]:
     return weights
 
 
-def from_heuristic(policy: str, config: Mapping[str, Any] | None = None) -> Source:
-    """Describe a heuristic of `LINEAR_SCORES` over the features that it reads.
+def from_heuristic(
+    name: str, weights: Mapping[str, float], problem: type[Problem], config: Mapping[str, Any] | None = None
+) -> Source:
+    """Describe a heuristic whose score is a weighted sum of columns.
+
+    Parameters
+    ----------
+    name : str
+        Of the heuristic.
+    weights : mapping of str to float
+        By column, in the order in which they are summed.
+    problem : type
+        The decision problem, a subclass of `Problem`.
+    config : mapping, optional
+        The resolved config of the export, kept as ``train_config.yaml``.
 
     Raises
     ------
     UserError
-        It has no such form.
+        It reads a privileged column.
     """
-    if policy not in LINEAR_SCORES:
-        raise UserError(f"policy={policy!r}: has no linear score to export{did_you_mean(policy, LINEAR_SCORES)}")
-    form = LINEAR_SCORES[policy]
-    weights = {"score.weight": np.array([list(form.values())], np.float32)}
-    features = tuple(FeatureSpec.of(find_signal(name)) for name in form)
-    return Source(policy, "linear_score", features, weights, config=config or {})
+    return Source(
+        name,
+        "linear_score",
+        problem,
+        _public_specs(tuple(weights), f"policy={name!r}"),
+        {"score.weight": np.array([list(weights.values())], np.float32)},
+        config=config or {},
+    )
 
 
 def check_target(folder: str | Path) -> Path:
-    """Return where a bundle will lie; a folder that exists already is refused."""
+    """Return where a bundle will lie, as an absolute path.
+
+    Parameters
+    ----------
+    folder : path
+
+    Raises
+    ------
+    UserError
+        It exists already.
+    """
     target = Path(folder).absolute()
     if target.exists():
         raise UserError(f"bundle={str(folder)!r}: exists already; remove it or name another folder")
@@ -246,10 +293,21 @@ def check_target(folder: str | Path) -> Path:
 def write_bundle(folder: str | Path, source: Source) -> Path:
     """Write the bundle, verify it, and only then give it its name.
 
+    Parameters
+    ----------
+    folder : path
+        Must not exist; the folder around it is made.
+    source : Source
+
+    Returns
+    -------
+    Path
+        The folder, absolute.
+
     Raises
     ------
     UserError
-        The folder exists or cannot be written.
+        The folder exists or cannot be written, or the bundle would not decide as the policy does.
     """
     target = check_target(folder)
     with making_folder(target) as temporary:
@@ -262,7 +320,17 @@ def write_bundle(folder: str | Path, source: Source) -> Path:
 
 
 def bundle_files(source: Source) -> dict[str, bytes]:
-    """Return name and content of every file of the bundle."""
+    """Return name and content of every file of the bundle.
+
+    Parameters
+    ----------
+    source : Source
+
+    Raises
+    ------
+    ValueError
+        The weights do not have the shapes of ``source.kind``.
+    """
     source, score_unit = with_unit_scores(source)
     tensors = source.tensors()
     expected = weight_shapes(source.kind, len(source.features), source.hidden)
@@ -289,6 +357,10 @@ def with_unit_scores(source: Source) -> tuple[Source, float]:
     That is exact in binary floating point and changes no decision, and it gives scores of every policy the
     same scale, on which a fixed tolerance means something.
 
+    Parameters
+    ----------
+    source : Source
+
     Returns
     -------
     source, score_unit : Source, float
@@ -309,21 +381,14 @@ def _manifest(source: Source, weights_digest: str, score_unit: float) -> dict[st
         "architecture": {"hidden": source.hidden, "activation": source.activation},
         "observation": {
             "schema_version": SCHEMA_VERSION,
-            "unknown_value": "NaN",
+            "unknown_value": UNKNOWN_VALUE,
             "features": [json.loads(json.dumps(asdict(feature))) for feature in source.features],
         },
-        "action": {
-            "kind": "instance_index",
-            "decode": "argmax",
-            "tie_break": "lowest_index",
-            "masked_score": MASKED_SCORE,
-            "score_unit": score_unit,
-            "none_available": "refused",
-        },
-        "trained": {name: list(source.trained.get(name, [])) for name in ("n_instances", "load", "staleness_s")},
-        "tested": {"n_instances": [min(PARITY_SIZES), max(PARITY_SIZES)]},
-        "fallback": FALLBACK,
-        "environment": dict(source.environment),
+        "action": {**ACTION, "choice": source.problem.choice, "score_unit": score_unit},
+        "trained": {name: list(source.trained.get(name, [])) for name in ("num_choices", "load", "staleness_s")},
+        "tested": {"num_choices": [min(PARITY_SIZES), max(PARITY_SIZES)]},
+        "fallback": source.problem.fallback,
+        "environment": {"id": source.problem.env_id, "fingerprint": source.fingerprint},
         "versions": dict(source.versions),
         "git_revision": source.git_revision,
         "training": dict(source.training),
@@ -336,7 +401,15 @@ def _attributes(node: Node) -> dict[str, Any]:
 
 
 def onnx_bytes(kind: str, activation: str, tensors: Mapping[str, Array]) -> bytes:
-    """Return ``policy.onnx``: the graph of `bundle_format.graph` with these weights."""
+    """Return ``policy.onnx``: the graph of `bundle_format.graph` with these weights.
+
+    Parameters
+    ----------
+    kind : {"scorer_mlp", "linear_score"}
+    activation : {"relu", "tanh"}
+    tensors : mapping of str to ndarray
+        In the shapes of `fleetgym.agents.bundle_format.weight_shapes`.
+    """
     nodes = graph(kind, activation)
     constants = used_weights(nodes, tensors) | used_constants(nodes)
     num_features = tensors["features.low"].shape[0]
@@ -362,10 +435,19 @@ def onnx_bytes(kind: str, activation: str, tensors: Mapping[str, Array]) -> byte
 
 
 def parity_tensors(source: Source) -> dict[str, Array]:
-    """Return observations, masks and what the policy makes of them, for each N of `PARITY_SIZES`.
+    """Return observations, masks and what the policy makes of them, for each C of `PARITY_SIZES`.
 
     The scores come from torch for a trained network, so that the exported files are held against the
     thing that was trained.
+
+    Parameters
+    ----------
+    source : Source
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``n8.obs`` of shape (B, 8, F), ``n8.mask`` and ``n8.scores`` (B, 8), ``n8.action`` (B,), and so for each C.
     """
     rng = np.random.default_rng(0)
     tensors: dict[str, Array] = {}

@@ -19,8 +19,10 @@ from fleetgym.agents.scorer import MaskableScorerPolicy, ScorerPolicy
 from fleetgym.agents.vec_env import FleetVecEnv
 from fleetgym.envs.config import fits
 from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.problem import Problem
 
 ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"ppo": PPO, "maskable_ppo": MaskablePPO, "dqn": DQN}
+ENVIRONMENT = "environment"  # a prior that the problem says
 _OWN = ("self", "policy", "env", "seed", "verbose", "tensorboard_log", "device", "_init_setup_model", "policy_kwargs")
 
 
@@ -40,10 +42,13 @@ class AgentSpec:
         Divide rewards by the running spread of returns (SB3's ``VecNormalize``) while learning. Returns of
         thousands of request-seconds otherwise drown the actor's gradient in the critic's. The scorer has
         ``value_scale`` for that, which keeps rewards in their units.
+    name : str
+        What tables call it; empty: the algorithm.
     hyperparameters : mapping
         Keyword arguments of the algorithm's class; ``lin_0.001`` falls linearly from 0.001 to 0.
     policy_kwargs : mapping
-        Keyword arguments of the policy's class (``net_arch`` ...).
+        Keyword arguments of the policy's class (``net_arch`` ...); a ``prior`` of ``environment`` is
+        `fleetgym.envs.problem.Problem.prior`.
     """
 
     algorithm: Literal["ppo", "maskable_ppo", "dqn"]
@@ -70,8 +75,22 @@ class AgentSpec:
 
 
 def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
-    """Build an untrained model on ``env``; everything random follows from ``seed``."""
-    policy, policy_kwargs = _policy(spec, env.env.problem.features)
+    """Build an untrained model on ``env``; everything random follows from ``seed``.
+
+    Parameters
+    ----------
+    spec : AgentSpec
+    env : FleetVecEnv
+        What it will learn on.
+    seed : int
+        Of weights, actions and minibatches.
+
+    Raises
+    ------
+    UserError
+        A setting of the policy that is unknown, or settings that SB3 or torch refuse.
+    """
+    policy, policy_kwargs = _policy(spec, env.env.problem)
     learning_env = learner_env(spec, env)
     try:
         return ALGORITHMS[spec.algorithm](
@@ -89,15 +108,30 @@ def make_model(spec: AgentSpec, env: FleetVecEnv, seed: int) -> BaseAlgorithm:
 
 
 def learner_env(spec: AgentSpec, env: FleetVecEnv) -> VecEnv:
-    """Return the environment as the algorithm sees it, its rewards normalised if ``spec`` says so."""
+    """Return the environment as the algorithm sees it, its rewards normalised if ``spec`` says so.
+
+    Parameters
+    ----------
+    spec : AgentSpec
+    env : FleetVecEnv
+
+    Returns
+    -------
+    VecEnv
+        ``env`` itself, or a ``VecNormalize`` around it; rewards are not clipped.
+    """
     if not spec.normalize_reward:
         return env
     gamma = float(spec.hyperparameters.get("gamma", 0.99))
     return VecNormalize(env, norm_obs=False, norm_reward=True, clip_reward=float("inf"), gamma=gamma)
 
 
-def _policy(spec: AgentSpec, features: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-    kwargs = _values(spec.policy_kwargs)
+def _policy(spec: AgentSpec, problem: Problem) -> tuple[Any, dict[str, Any]]:
+    kwargs, features = _values(spec.policy_kwargs), problem.features
+    if isinstance(prior := kwargs.get("prior"), str):
+        if prior != ENVIRONMENT:
+            raise UserError(f"policy_kwargs.prior={prior!r}: must be weights by feature, {ENVIRONMENT!r} or null")
+        kwargs["prior"] = dict(problem.prior)
     if isinstance(name := kwargs.get("activation_fn"), str):
         kwargs["activation_fn"] = getattr(torch.nn, name, None)
         if kwargs["activation_fn"] is None:

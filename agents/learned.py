@@ -24,10 +24,11 @@ from fleetgym.agents.factory import ALGORITHMS
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import schema_digest
 from fleetgym.envs.problem import Problem
+from fleetgym.envs.registry import bare_id
 
 
 class LearnedPolicy:
-    """Greedy actions of a trained model: the allowed instance with the highest logit or Q value.
+    """Greedy actions of a trained model: the allowed choice with the highest logit or Q value.
 
     A row scorer is evaluated as the graph that its bundle holds, so that checkpoint and bundle take the same
     decisions to the last bit: torch rounds equal rows differently by where they stand in a batch, and
@@ -36,9 +37,11 @@ class LearnedPolicy:
     Parameters
     ----------
     model : BaseAlgorithm
+        Put into evaluation mode.
     features : tuple of str
         Columns that the model was trained on.
     name : str
+        What tables call it.
     """
 
     kind = "learned"
@@ -51,28 +54,66 @@ class LearnedPolicy:
         self._policy.set_training_mode(False)
         shape = model.observation_space.shape
         assert shape is not None
-        self.num_instances: int | None = shape[0]
+        self.num_choices: int | None = shape[0]
         self._graph: Any = None
-        if getattr(self._policy, "any_num_instances", False):
-            self.num_instances = None
+        if getattr(self._policy, "any_num_choices", False):
+            self.num_choices = None
             self._graph = open_session(policy_graph(self._policy, features))
 
     def reset(self, seeds: Sequence[int], num_choices: int) -> None:
-        """Check that the model fits a fleet of ``num_instances``; it keeps no state."""
-        if self.num_instances not in (None, num_choices):
+        """Check that the model fits ``num_choices``; it keeps no state.
+
+        Parameters
+        ----------
+        seeds : sequence of int, length B
+            Not needed: actions are greedy.
+        num_choices : int
+            C.
+
+        Raises
+        ------
+        UserError
+            The model was trained for exactly another number of choices.
+        """
+        if self.num_choices not in (None, num_choices):
             raise UserError(
-                f"checkpoint: {self.name} was trained for exactly {self.num_instances} instances, the cluster has "
-                f"{num_choices}; agent=ppo_scorer handles any number"
+                f"checkpoint: {self.name} was trained for exactly {self.num_choices} choices, here are {num_choices}; "
+                "agent=ppo_scorer handles any number"
             )
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Choose the best allowed instance per environment (`fleetgym.envs.policy.Policy.act`)."""
+        """Choose the best allowed choice per environment (`fleetgym.envs.policy.Policy.act`).
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, C, F)
+            Raw physical units.
+        mask : ndarray of bool, shape (B, C)
+            What may be chosen.
+
+        Returns
+        -------
+        ndarray of int64, shape (B,)
+            Of equal ones the lowest index.
+        """
         if self._graph is not None:
             return self._graph.run(["action"], {"obs": np.ascontiguousarray(observation), "mask": mask})[0]
         return np.where(mask, self.scores(observation, mask), -np.inf).argmax(axis=1)
 
     def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return logits or Q values, shape (B, N)."""
+        """Return logits or Q values.
+
+        Parameters
+        ----------
+        observation : ndarray of float32, shape (B, C, F)
+            Raw physical units.
+        mask : ndarray of bool, shape (B, C)
+            What may be chosen; only a row scorer reads it.
+
+        Returns
+        -------
+        ndarray of float32, shape (B, C)
+        """
         if self._graph is not None:
             return self._graph.run(["scores"], {"obs": np.ascontiguousarray(observation), "mask": mask})[0]
         with torch.no_grad():
@@ -87,6 +128,20 @@ class LearnedPolicy:
 def load_checkpoint(path: str | Path, name: str | None = None, *, problem: Problem | None = None) -> LearnedPolicy:
     """Load a zip that training wrote, together with the card beside it.
 
+    Parameters
+    ----------
+    path : path
+        The zip; its card stands beside it (`fleetgym.agents.checkpoint`).
+    name : str, optional
+        What tables call it; by default its name on the card, else that of the file.
+    problem : Problem, optional
+        What it is to decide; by default any that it was trained for.
+
+    Returns
+    -------
+    LearnedPolicy
+        On the CPU.
+
     Raises
     ------
     UserError
@@ -98,7 +153,7 @@ def load_checkpoint(path: str | Path, name: str | None = None, *, problem: Probl
     if not zipfile.is_zipfile(file):
         raise UserError(f"checkpoint={str(path)!r}: not a checkpoint that training wrote (no zip archive)")
     card = read_card(file)
-    if problem is not None and card["env_id"] != problem.env_id:
+    if problem is not None and bare_id(card["env_id"]) != problem.env_id:
         raise UserError(f"checkpoint={str(path)!r}: trained for {card['env_id']!r}, not for {problem.env_id!r}")
     features = tuple(card["features"])
     offered = problem_of_card(card, f"checkpoint={str(path)!r}").offers

@@ -15,28 +15,41 @@ action = policy.act(observation, mask)  # (B, N, F) float32 in the units below, 
 ```
 
 Any ONNX runtime can use `policy.onnx` by itself (inputs `obs`, `mask`; outputs `scores`, `action`); normalisation,
-unknown values (NaN) and the mask are inside. **A mask without any instance to choose is answered with action 0 there**:
+unknown values (NaN) and the mask are inside. **A mask without any choice is answered with action 0 there**:
 check for it before. The loader above refuses it. `weights.safetensors` holds the same network as plain tensors,
 `parity.safetensors` recorded decisions to test another implementation with, `manifest.json` everything else."""
 
 
 def yaml_text(value: Mapping[str, Any]) -> str:
-    """Return ``value`` as YAML."""
+    """Return ``value`` as YAML.
+
+    Parameters
+    ----------
+    value : mapping
+        Of what YAML knows; keys stay in order.
+    """
     return str(yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
 
 
 def text(manifest: Mapping[str, Any]) -> str:
-    """Return the README of the bundle that ``manifest`` describes."""
+    """Return the README of a bundle.
+
+    Parameters
+    ----------
+    manifest : mapping
+        Its manifest, but for ``files``.
+    """
     front = {
         "library_name": "fleetgym",
         "license": "apache-2.0",
         "pipeline_tag": "reinforcement-learning",
-        "tags": ["reinforcement-learning", "llm-serving", "load-balancing", "onnx"],
+        "tags": ["reinforcement-learning", "llm-serving", "onnx"],
     }
+    choice = manifest["action"]["choice"]
     sections = [
         f"---\n{yaml_text(front)}---",
         f"# {manifest['policy_id']}",
-        f"Chooses the instance of an LLM serving fleet that gets the next request. {_WHAT[manifest['kind']]}",
+        f"Chooses one {choice} at each decision of `{manifest['environment']['id']}`. {_WHAT[manifest['kind']]}",
         f"## Use\n\n{_USE}",
         f"## Inputs\n\n{_features(manifest)}",
         f"## Training\n\n{_training(manifest)}",
@@ -47,8 +60,8 @@ def text(manifest: Mapping[str, Any]) -> str:
 
 
 _WHAT = {
-    "scorer_mlp": "A small network, shared over instances, scores each one; the highest score wins.",
-    "linear_score": "A weighted sum of what is known of each instance is its score; the highest wins. Not trained.",
+    "scorer_mlp": "A small network, shared over choices, scores each one; the highest score wins.",
+    "linear_score": "A weighted sum of what is known of each choice is its score; the highest wins. Not trained.",
 }
 
 
@@ -91,15 +104,16 @@ def _cell(value: Any) -> str:
 
 
 def _limits(manifest: Mapping[str, Any]) -> str:
-    trained, tested = manifest["trained"], manifest["tested"]["n_instances"]
-    spans = {"instances": "n_instances", "load (fraction of saturation)": "load", "age of signals (s)": "staleness_s"}
+    choice = manifest["action"]["choice"]
+    trained, tested = manifest["trained"], manifest["tested"]["num_choices"]
+    spans = {f"{choice}s": "num_choices", "load (fraction of saturation)": "load", "age of signals (s)": "staleness_s"}
     lines = [
         f"* trained range of {label}: {trained[key][0]:g} to {trained[key][1]:g}"
         for label, key in spans.items()
         if trained[key]
     ]
     lines += [
-        f"* arithmetic tested with {tested[0]} to {tested[1]} instances; others work and give a warning",
+        f"* arithmetic tested with {tested[0]} to {tested[1]} {choice}s; others work and give a warning",
         "* equal scores go to the lowest index unless asked otherwise: a live router should break ties at random",
         f"* outside these ranges, or if it fails, fall back to `{manifest['fallback']}`",
         "* trained in simulation only: compare it with the fallback on your own traffic before relying on it"

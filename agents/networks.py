@@ -16,6 +16,11 @@ class SchemaTransform(nn.Module):
     """The schema's network input (`fleetgym.envs.features.scaled`) in torch: shape (..., F) to (..., F).
 
     Missing values (NaN) are replaced, the rest is clipped to the declared range and scaled to about [0, 1].
+
+    Parameters
+    ----------
+    features : sequence of str
+        Names of the F columns (`fleetgym.envs.signals.SIGNALS`).
     """
 
     def __init__(self, features: Sequence[str]) -> None:
@@ -29,23 +34,60 @@ class SchemaTransform(nn.Module):
         return Transform(*(getattr(self, name) for name in Transform._fields))
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Transform raw features."""
+        """Transform raw features.
+
+        Parameters
+        ----------
+        observation : Tensor, shape (..., F)
+            Raw physical units, NaN where unknown.
+
+        Returns
+        -------
+        Tensor, shape (..., F)
+        """
         transformed: Tensor = scaled(self.columns, observation, torch)
         return transformed
 
     def linear(self, observation: Tensor) -> Tensor:
-        """Scale raw features to their typical size without any logarithm."""
+        """Scale raw features to their typical size without any logarithm; missing values and clipping as in `forward`.
+
+        Parameters
+        ----------
+        observation : Tensor, shape (..., F)
+
+        Returns
+        -------
+        Tensor, shape (..., F)
+        """
         known: Tensor = cleaned(self.columns, observation, torch)
         return known / self.columns.scale
 
 
 class SchemaExtractor(BaseFeaturesExtractor):
-    """SB3 features extractor: transform every row, then flatten (N, F) to N * F."""
+    """SB3 features extractor: transform every row, then flatten (N, F) to N * F.
+
+    Parameters
+    ----------
+    observation_space : spaces.Box
+        Of shape (N, F).
+    features : sequence of str
+        Names of the F columns.
+    """
 
     def __init__(self, observation_space: spaces.Box, features: Sequence[str]) -> None:
         super().__init__(observation_space, features_dim=int(observation_space.shape[0] * observation_space.shape[1]))
         self.transform = SchemaTransform(features)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Return the flattened transformed rows, shape (B, N * F)."""
+        """Transform the rows and flatten them.
+
+        Parameters
+        ----------
+        observations : Tensor, shape (B, C, F)
+            Raw physical units.
+
+        Returns
+        -------
+        Tensor, shape (B, C * F)
+        """
         return self.transform(observations).flatten(start_dim=1)

@@ -47,7 +47,21 @@ Value = int | memoryview
 
 @dataclass
 class OnnxFile:
-    """What a file holds: operators in order, constant tensors, and the typed inputs and outputs."""
+    """What a file holds: operators in order, constant tensors, and the typed inputs and outputs.
+
+    Attributes
+    ----------
+    ir_version : int
+        Of the ONNX format.
+    opsets : list of (str, int)
+        Domain (empty: ONNX's own) and version of each operator set.
+    nodes : list of Node
+        In the order of the file.
+    initializers : dict of str to ndarray
+        Float32, int64 or bool, each in the shape that the file gives it, of at most four axes.
+    inputs, outputs : list of (str, int, tuple)
+        Name, ONNX's number of the element type, and shape; an axis of any length has a name instead.
+    """
 
     ir_version: int = 0
     opsets: list[tuple[str, int]] = field(default_factory=list)
@@ -59,6 +73,11 @@ class OnnxFile:
 
 def read_onnx(data: bytes) -> OnnxFile:
     """Parse ``data``.
+
+    Parameters
+    ----------
+    data : bytes
+        The file; nothing about it is trusted.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""One small network shared over instances: any fleet size, any order, one set of weights.
+"""One small network shared over choices: any number of them, any order, one set of weights.
 
-Per instance ``h = act(W1 x + b1)``; ``g`` is the mean of ``h`` over the available instances; the score is
-``w3 . act(W2 h + Wp g + b2)``. Permuting the instances permutes the scores. Linear layers, one
+Per choice ``h = act(W1 x + b1)``; ``g`` is the mean of ``h`` over the available choices; the score is
+``w3 . act(W2 h + Wp g + b2)``. Permuting the choices permutes the scores. Linear layers, one
 activation and one mean are all there is, so that the export (`fleetgym.agents.export`) can be evaluated
 in any language. The critic has layers of its own over the same inputs and stays behind.
 """
@@ -31,14 +31,14 @@ _UNAVAILABLE_LOGIT = -1e8  # as in sb3-contrib's masked distributions
 
 
 class RowScorer(nn.Module):
-    """Scores per instance, and the critic's view of the fleet.
+    """Scores per choice, and the critic's view of all.
 
     Parameters
     ----------
     features : sequence of str
-        Columns of the observation.
+        Names of the observation's F columns.
     hidden : int
-        Width of every layer.
+        H, the width of every layer.
     activation : {"relu", "tanh"}
     """
 
@@ -61,26 +61,63 @@ class RowScorer(nn.Module):
         self.register_buffer("uses_tanh", torch.tensor(activation == "tanh"))
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, N) and the critic's latent (B, hidden) of raw observations (B, N, F)."""
-        available = is_available(observation)
+        """Compute what actor and critic need in one pass.
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, C, F)
+            Raw physical units; the row of a choice that does not exist is all zero.
+
+        Returns
+        -------
+        logits : Tensor, shape (B, C)
+            Scores; -1e8 where there is no choice.
+        latent : Tensor, shape (B, H)
+            The critic's.
+        """
+        available = _is_available(observation)
         x = self.inputs(observation)
         return self._logits(x, available), self._latent(self._both_scales(observation, x), available)
 
     def forward_actor(self, observation: Tensor) -> Tensor:
-        """Return the logits, shape (B, N)."""
-        return self._logits(self.inputs(observation), is_available(observation))
+        """Return the logits, shape (B, C).
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, C, F)
+        """
+        return self._logits(self.inputs(observation), _is_available(observation))
 
     def forward_critic(self, observation: Tensor) -> Tensor:
-        """Return the critic's latent, shape (B, hidden)."""
+        """Return the critic's latent, shape (B, H).
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, C, F)
+        """
         x = self._both_scales(observation, self.inputs(observation))
-        return self._latent(x, is_available(observation))
+        return self._latent(x, _is_available(observation))
 
     def inputs(self, observation: Tensor) -> Tensor:
-        """Return the transformed rows, within `INPUT_LIMIT`."""
+        """Return the transformed rows, within `INPUT_LIMIT`, shape (B, C, F).
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, C, F)
+            Raw physical units.
+        """
         return self.transform(observation).clamp(-INPUT_LIMIT, INPUT_LIMIT)
 
     def scores(self, observation: Tensor, mask: Tensor) -> Tensor:
-        """Return the scores before any masking; the mean goes over ``mask``, as in the exported policy."""
+        """Return the scores before any masking, shape (B, C).
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, C, F)
+            Raw physical units.
+        mask : Tensor of bool, shape (B, C)
+            The mean goes over these choices, as in the exported policy.
+        """
         return self._scores(self.inputs(observation), mask)
 
     def _both_scales(self, observation: Tensor, x: Tensor) -> Tensor:
@@ -103,38 +140,65 @@ class RowScorer(nn.Module):
         return latent
 
 
-def is_available(observation: Tensor) -> Tensor:
-    """Which instances exist, shape (B, N): the row of one that does not is all zero."""
+def _is_available(observation: Tensor) -> Tensor:
+    """Which choices exist, shape (B, C): the row of one that does not is all zero."""
     return (observation != 0).any(dim=-1)
 
 
 def _mean(h: Tensor, available: Tensor) -> Tensor:
-    """Mean of ``h`` (B, N, H) over the available instances, shape (B, H); 0 where there are none."""
+    """Mean of ``h`` (B, C, H) over the available choices, shape (B, H); 0 where there are none."""
     weight = available.to(h.dtype)
     # Multiply and sum: a batched matrix product of such small matrices takes four times as long on a CPU.
     return (h * weight[..., None]).sum(dim=1) / weight.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer whose output is multiplied by a constant."""
+    """A linear layer whose output is multiplied by a constant.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        I and O.
+    scale : float
+    """
 
     def __init__(self, in_features: int, out_features: int, scale: float) -> None:
         super().__init__(in_features, out_features)
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``scale * (W x + b)``."""
+        """Return ``scale * (W x + b)``.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., I)
+
+        Returns
+        -------
+        Tensor, shape (..., O)
+        """
         return super().forward(x) * self.scale
 
 
 class RowExtractor(BaseFeaturesExtractor):
-    """Hands the rows on as they are, (B, N, F): `RowScorer` transforms them."""
+    """Hands the rows on as they are, (B, C, F): `RowScorer` transforms them.
+
+    Parameters
+    ----------
+    observation_space : spaces.Box
+        Of shape (N, F).
+    """
 
     def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__(observation_space, features_dim=int(observation_space.shape[-1]))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Return ``observations``."""
+        """Return ``observations``.
+
+        Parameters
+        ----------
+        observations : Tensor, shape (B, C, F)
+        """
         return observations
 
 
@@ -156,9 +220,14 @@ class _ScorerMixin:
         Typical size of a return, by which the critic's output is multiplied. With ``vf_coef`` divided by
         its square this equals dividing rewards by it: otherwise the critic's gradient drowns the actor's
         when both are clipped together.
+
+    Raises
+    ------
+    UserError
+        ``features`` do not fit the observation, or another setting is out of range; the message names it.
     """
 
-    any_num_instances = True
+    any_num_choices = True
     mlp_extractor: RowScorer
 
     def __init__(
@@ -225,20 +294,25 @@ class _ScorerMixin:
                 net.score.weight[0, unit] = weight
 
     def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return the score of each instance as the exported policy computes it, masked or not.
+        """Return the score of each choice as the exported policy computes it, masked or not.
 
         Parameters
         ----------
-        observation : ndarray of float32, shape (B, N, F)
-        mask : ndarray of bool, shape (B, N)
-            Instances that may be chosen; the fleet's mean goes over them.
+        observation : ndarray of float32, shape (B, C, F)
+            Raw physical units.
+        mask : ndarray of bool, shape (B, C)
+            What may be chosen; the mean goes over it.
+
+        Returns
+        -------
+        ndarray of float32, shape (B, C)
         """
         with torch.no_grad():
             return self.mlp_extractor.scores(torch.as_tensor(observation), torch.as_tensor(mask)).numpy()
 
 
 class ScorerPolicy(_ScorerMixin, ActorCriticPolicy):  # type: ignore[misc]
-    """The row scorer for PPO: instances that do not exist get no probability."""
+    """The row scorer for PPO: choices that do not exist get no probability."""
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Choose; greedily by score, of equal ones the lowest index."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,9 @@ from fleetgym.envs.atomic import replacing
 from fleetgym.envs.cluster.metrics import find_ranking, flatten
 from fleetgym.envs.episodes import Episode, play
 from fleetgym.envs.errors import UserError
+from fleetgym.envs.features import public
 from fleetgym.envs.problem import Problem
+from fleetgym.envs.signals import find_signal
 from fleetgym.envs.vector import FleetVectorEnv
 
 HELD_OUT_FIGURES = (
@@ -237,12 +239,38 @@ class Trained(NamedTuple):
 
 
 def check_fit(agent: AgentSpec, problem: Problem) -> None:
-    """Refuse an agent that cannot learn this problem."""
-    if problem.available is not None and agent.network == "mlp" and agent.algorithm != "maskable_ppo":
+    """Refuse an agent that cannot learn this problem.
+
+    Parameters
+    ----------
+    agent : AgentSpec
+    problem : Problem
+
+    Raises
+    ------
+    UserError
+        It cannot tell which choices exist.
+    """
+    if problem.available is None or agent.algorithm == "maskable_ppo":
+        return
+    where = f"available={list(problem.available)}: {agent.algorithm} with network={agent.network!r} cannot tell"
+    if agent.network == "mlp":
         raise UserError(
-            f"available={list(problem.available)}: {agent.algorithm} with network='mlp' cannot tell which instances exist; "
-            "train with available=null, or with network='scorer' or algorithm='maskable_ppo'"
+            f"{where} which instances exist; train with available=null, or with network='scorer' or "
+            "algorithm='maskable_ppo'"
         )
+    never_0 = _never_0(public(problem.offers))
+    if not never_0 & set(problem.features):
+        raise UserError(
+            f"{where} an idle row from one that does not exist by features={list(problem.features)}; add one that is never 0 "
+            f"({', '.join(sorted(never_0)) or 'none is offered'}), or train with available=null or algorithm='maskable_ppo'"
+        )
+
+
+def _never_0(names: Sequence[str]) -> set[str]:
+    """Columns by which a choice that exists differs from a row of zeros: what it is made of, and tokens of a request."""
+    signals = [find_signal(name) for name in names]
+    return {s.name for s in signals if s.tag == "static" or (s.scope == "request" and s.unit == "tokens")}
 
 
 def train(

@@ -1,21 +1,23 @@
-"""Heuristic routing policies, named after their source.
+"""Heuristics: policies that are not learned, a folder for each environment and `anywhere` for all.
 
 Importing this package registers all of them; `make_heuristic` builds one by name.
 """
 
-from fleetgym.baselines import load, oracle, simple, speed_aware
-from fleetgym.baselines.base import REGISTRY, Heuristic, ScorePolicy, make_heuristic, register
+from fleetgym.baselines import anywhere, routing
+from fleetgym.baselines.base import Heuristic, LinearScore, ScorePolicy
+from fleetgym.baselines.registry import contenders, find_heuristic, make_heuristic, register, registered
 from fleetgym.envs.policy import Policy
 
 __all__ = [
-    "REGISTRY",
     "Heuristic",
+    "LinearScore",
     "Policy",
     "ScorePolicy",
-    "load",
+    "anywhere",
+    "contenders",
+    "find_heuristic",
     "make_heuristic",
-    "oracle",
     "register",
-    "simple",
-    "speed_aware",
+    "registered",
+    "routing",
 ]

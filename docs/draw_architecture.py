@@ -1,9 +1,9 @@
 """Draw ``docs/images/architecture.svg``, the house as its imports make it: ``python docs/draw_architecture.py``.
 
 A folder is a frame, a module a chip. Whatever stands in a row imports from the rows below it in its frame and from
-nothing above. In the first row of a frame stands what nothing else in it imports; all else as deep as its imports allow.
-An arrow says that something in a box imports something in another; one that follows from others is left out. Folders and
-modules are found, none is named here.
+nothing above. In the first row of a frame stands what nothing else in it imports; all else as deep as its imports
+allow. An arrow says that something in a box imports something in another; one that follows from others is left out.
+Folders and modules are found, none is named here.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ class Box:
     modules : list of str
         Full names, of a group only.
     rows : list of list of Box
+        Of a folder only, the uppermost first.
     arrows : list of (Box, Box)
         From one that imports to one that is imported.
+    x, y, width, height : float
+        Place in the picture, in pixels from its upper left corner; 0 until it is given.
     """
 
     name: str = ""
@@ -62,7 +65,23 @@ def imports() -> grimp.ImportGraph:
 
 
 def house(graph: grimp.ImportGraph) -> Box:
-    """Return the frame around everything."""
+    """Return the frame around everything.
+
+    Parameters
+    ----------
+    graph : ImportGraph
+        Of all `ROOTS`.
+
+    Returns
+    -------
+    Box
+        Not placed yet.
+
+    Raises
+    ------
+    ValueError
+        Some modules import each other in a circle.
+    """
     return _folder(graph, "fleetgym", set(ROOTS))
 
 
@@ -148,7 +167,7 @@ def _needed(arrows: list[tuple[Box, Box]]) -> list[tuple[Box, Box]]:
     ]
 
 
-def place(box: Box, x: float, y: float, width: float) -> None:
+def _place(box: Box, x: float, y: float, width: float) -> None:
     """Give a box and all in it their places; the height follows from the width."""
     box.x, box.y, box.width = x, y, width
     if box.modules:
@@ -162,7 +181,7 @@ def place(box: Box, x: float, y: float, width: float) -> None:
         share = (inside - (len(row) - 1) * PADDING) / sum(map(_weight, row))
         right = x + PADDING
         for part in row:
-            place(part, right, down, share * _weight(part))
+            _place(part, right, down, share * _weight(part))
             right += part.width + PADDING
         down += max(part.height for part in row)
     box.height = down + PADDING - y
@@ -200,8 +219,19 @@ def _lines(modules: Iterable[str], width: float) -> Iterator[list[str]]:
 
 
 def svg(top: Box) -> str:
-    """Return the picture."""
-    place(top, MARGIN, MARGIN, WIDTH - 2 * MARGIN)
+    """Place everything and return the picture.
+
+    Parameters
+    ----------
+    top : Box
+        As `house` makes it; changed in place.
+
+    Returns
+    -------
+    str
+        An SVG file, `WIDTH` pixels wide.
+    """
+    _place(top, MARGIN, MARGIN, WIDTH - 2 * MARGIN)
     size = f"{WIDTH:.0f}", f"{top.height + 2 * MARGIN:.0f}"
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {" ".join(size)}" width="{size[0]}" height="{size[1]}" '

@@ -6,8 +6,9 @@ worker process: ``gymnasium.make("fleetgym.envs:fleetgym/Routing-v0")``.
 
 from __future__ import annotations
 
+from fleetgym.envs import routing
 from fleetgym.envs.registry import find_problem, register, registered
 
 __all__ = ["find_problem", "register", "registered"]
 
-register("fleetgym/Routing-v0", "fleetgym.envs.routing.problem:Routing")
+register(routing.ENV_ID, "fleetgym.envs.routing.problem:Routing")

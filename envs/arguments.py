@@ -42,7 +42,7 @@ def checked_num_requests(value: Any) -> int | None:
     Raises
     ------
     UserError
-        It is neither.
+        Neither None nor a whole number of at least 2.
     """
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if value is not None and not (whole and value >= 2):
@@ -75,6 +75,7 @@ def checked_pair(name: str, value: Any, low: float, high: float, kind: type[floa
     name : str
         As messages call it.
     value : object
+        A number stands for a pair of it twice.
     low, high : float
         Smallest and largest allowed value.
     kind : {float, int}
@@ -108,6 +109,7 @@ def preset_fields(group: str, value: Any) -> Any:
     group : str
         One of `fleetgym.envs.presets.GROUPS`.
     value : object
+        What was given for it.
 
     Raises
     ------
@@ -125,8 +127,9 @@ def built(cls: type[T], group: str, value: Any) -> T:
     Parameters
     ----------
     cls : type
+        The dataclass.
     group : str
-        Of its presets.
+        Of its presets; begins the message.
     value : object
         One already, a mapping of fields, a preset's name, or None for the default preset.
 

@@ -29,6 +29,7 @@ def replacing(target: Path) -> Iterator[Path]:
     Yields
     ------
     Path
+        The temporary path; nothing is there yet.
 
     Raises
     ------
@@ -52,10 +53,12 @@ def making_folder(target: Path) -> Iterator[Path]:
     Parameters
     ----------
     target : Path
+        The folder around it is made if absent.
 
     Yields
     ------
     Path
+        The temporary folder, empty; it is gone if the block fails.
 
     Raises
     ------
@@ -74,7 +77,19 @@ def making_folder(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all; raises as `replacing`."""
+    """Write a text as UTF-8, whole or not at all.
+
+    Parameters
+    ----------
+    target : Path
+        Its folder is made if absent.
+    text : str
+
+    Raises
+    ------
+    UserError
+        As `replacing`.
+    """
     with replacing(target) as path:
         path.write_text(text, encoding="utf-8")
 

@@ -30,7 +30,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises
     ------
     UserError
-        Unknown or missing field, or a value of the wrong type.
+        Unknown or missing field, a value of the wrong type, or one that the dataclass refuses.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where}={values!r}: expected a mapping of fields")
@@ -57,9 +57,16 @@ def checked_arguments(function: Callable[..., Any], values: Mapping[str, Any], w
     Parameters
     ----------
     function : callable
+        Its ``self`` and its ``*args`` are no arguments here; with ``**kwargs`` it takes any name.
     values : Mapping[str, Any]
+        By name of the argument.
     where : str
         Begins the message.
+
+    Returns
+    -------
+    dict
+        The arguments as the annotations want them (see `convert`).
 
     Raises
     ------
@@ -90,7 +97,7 @@ _NAMES = {int: "a whole number", float: "a finite number", str: "a text", bool: 
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """Return ``value`` as the annotation ``hint`` wants it.
+    """Return a value as an annotation wants it: lists as tuples, mappings as dataclasses, whole numbers as floats.
 
     Parameters
     ----------
@@ -104,7 +111,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     Raises
     ------
     UserError
-        A value of the wrong type, or an unknown one of a few.
+        A value of the wrong type or of an unknown name, or one that the dataclass refuses.
     """
     if hint is Any:
         return value
@@ -137,7 +144,15 @@ def convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def fits(hint: Any, value: Any) -> bool:
-    """Whether ``value`` is of the kind of the annotation ``hint``; annotations of no config value fit all."""
+    """Whether a value is of the kind of an annotation, a tuple's elements aside; other annotations fit all.
+
+    Parameters
+    ----------
+    hint : type
+        Annotation of a dataclass field or an argument.
+    value : object
+        From a config.
+    """
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(option, value) for option in typing.get_args(hint))

@@ -28,7 +28,8 @@ def given_problem(env_id: str, problem: Problem | None, arguments: Mapping[str, 
         Of a registered problem, to be resolved from ``arguments``.
     problem : Problem, optional
         A resolved one instead of both.
-    arguments : mapping
+    arguments : mapping of str to object
+        Of the problem (`fleetgym.envs.problem.Problem.resolve`).
 
     Raises
     ------
@@ -95,10 +96,23 @@ class FleetEnv(gym.Env[NDArray[np.float32], np.int64]):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Begin an episode and stop at its first decision.
 
+        Parameters
+        ----------
+        seed : int, optional
+            Fixes the episode and all that follow; None: go on with the generator as it is.
+        options : dict, optional
+            None or empty.
+
+        Returns
+        -------
+        observation : ndarray of float32, shape (C, F)
+        info : dict
+            ``action_mask``: ndarray of bool, shape (C,).
+
         Raises
         ------
         UserError
-            ``options`` holds anything: what an episode is like is set where the environment is made.
+            No seed, or ``options`` holds anything: what an episode is like is set where the environment is made.
         """
         if options:
             raise UserError(f"options={options!r}: reset takes no options; set these where the environment is made")
@@ -114,6 +128,19 @@ class FleetEnv(gym.Env[NDArray[np.float32], np.int64]):
         Parameters
         ----------
         action : int
+            Of Python or numpy, in [0, C).
+
+        Returns
+        -------
+        observation : ndarray of float32, shape (C, F)
+        reward : float
+        terminated : bool
+            Always False: serving never ends.
+        truncated : bool
+            Whether that was the last request of the episode.
+        info : dict
+            ``action_mask``: ndarray of bool, shape (C,); ``reward_terms``: `RewardTerms`, shape (len(TERMS),); where
+            truncated, ``episode_metrics``: dict of str to float (see `fleetgym.envs.problem.Batch.finish`).
 
         Raises
         ------
@@ -121,6 +148,8 @@ class FleetEnv(gym.Env[NDArray[np.float32], np.int64]):
             The action is out of range or names what cannot be chosen in this episode.
         gymnasium.error.ResetNeeded
             The episode is over or has not begun.
+        LivelockError
+            An instance stopped making progress.
         """
         if not self._ready:
             raise gym.error.ResetNeeded("call reset() before step(): the episode is over or has not begun")

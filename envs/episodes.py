@@ -37,6 +37,36 @@ class Played(NamedTuple):
     decision_us: NDArray[np.float64]
 
 
+def try_out(policy: Policy, problem: Problem) -> None:
+    """Let a policy decide once, all values 0: what it lacks for this problem is known before anything is written.
+
+    Parameters
+    ----------
+    policy : Policy
+        It must be reset before it plays.
+    problem : Problem
+
+    Raises
+    ------
+    UserError
+        It needs a column that the problem does not offer, or cannot decide between so many choices.
+    """
+    _check_columns(policy, problem, problem.offers)
+    policy.reset([0], problem.num_choices)
+    observation = np.zeros((1, problem.num_choices, len(policy.features)), np.float32)
+    try:
+        with np.errstate(all="ignore"):
+            policy.act(observation, np.ones((1, problem.num_choices), np.bool_))
+    except UserError as error:
+        raise UserError(f"policy={policy.name!r}: {error}") from None
+
+
+def _check_columns(policy: Policy, problem: Problem, columns: Sequence[str]) -> None:
+    for name in policy.features:
+        if name not in columns:
+            raise UserError(f"policy={policy.name!r}: needs {name!r}, which {problem.env_id} does not offer")
+
+
 def play(batch: Batch, policies: Sequence[Policy], seeds: Sequence[int], *, watch: Watch | None = None) -> Played:
     """Play begun episodes to their last decision; what is in flight then is not run dry (see `Episode.of`).
 
@@ -45,6 +75,7 @@ def play(batch: Batch, policies: Sequence[Policy], seeds: Sequence[int], *, watc
     batch : Batch
         Begun, with ``len(seeds)`` episodes for each policy, one policy's behind the other's.
     policies : sequence of Policy, length P
+        Reset here.
     seeds : sequence of int
         Of each policy's own randomness, the same for all.
     watch : callable, optional
@@ -54,13 +85,16 @@ def play(batch: Batch, policies: Sequence[Policy], seeds: Sequence[int], *, watc
     ------
     UserError
         A policy needs a column that the problem does not offer, or cannot decide between so many choices.
+    LivelockError
+        An instance stopped making progress.
+    ValueError
+        The batch does not hold ``len(policies) * len(seeds)`` episodes.
     """
     problem, count = batch.problem, len(seeds)
     if len(batch) != count * len(policies):
         raise ValueError(f"{len(batch)} episodes for {len(policies)} policies and {count} seeds")
     for policy in policies:
-        if missing := [name for name in policy.features if name not in batch.columns]:
-            raise UserError(f"policy={policy.name!r}: needs {missing[0]!r}, which {problem.env_id} does not offer")
+        _check_columns(policy, problem, batch.columns)
         policy.reset(seeds, problem.num_choices)
     rows = [slice(i * count, (i + 1) * count) for i in range(len(policies))]
     places = [batch.places(policy.features) for policy in policies]
@@ -91,7 +125,8 @@ class Episode:
     trace : Trace
     results : ndarray of RESULT_DTYPE, shape (R,)
     instance_stats : ndarray of INSTANCE_STATS_DTYPE, shape (N,)
-    gap_histogram : ndarray of int64
+    gap_histogram : ndarray of int64, shape (GAP_BINS,)
+        Token gaps of all requests by `fleetgym.envs.cluster.engine.gap_bin`.
     policy, kind : str
         Name and kind of who decided.
     window : int
@@ -121,8 +156,16 @@ class Episode:
         index : int
             Which of its episodes.
         policy : Policy
+            Who decided.
         window : int
+            Number of the episode in a comparison.
         decision_us : float
+            Wall-clock microseconds per decision.
+
+        Raises
+        ------
+        LivelockError
+            A request can never be admitted.
         """
         engine, trace = batch.engine, batch.traces[index]
         assert trace is not None
@@ -131,13 +174,13 @@ class Episode:
         return cls(batch.problem, trace, *found, policy.name, policy.kind, window, decision_us)
 
     def summary(self) -> dict[str, Any]:
-        """Return the metrics of `fleetgym.envs.cluster.metrics.summarize`."""
+        """Return the metrics of `fleetgym.envs.cluster.metrics.summarize`, nested by group."""
         problem = self.problem
         found = self.results, self.instance_stats, self.gap_histogram
         return summarize(self.trace, *found, problem.cluster, problem.slo, failure_s=problem.failure_s)
 
     def requests(self) -> dict[str, NDArray[Any]]:
-        """Return one column per quantity, one row per request."""
+        """Return one column, shape (R,), per quantity of `fleetgym.envs.cluster.metrics.per_request`."""
         return per_request(self.trace, self.results, self.problem.slo, failure_s=self.problem.failure_s)
 
     def attainment_curve(self) -> list[float]:

@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class UnknownArgumentError(UserError, TypeError):
-    """A keyword that an environment does not take; a `TypeError` too, on which trainers that try keywords of theirs rely."""
+    """A keyword that an environment does not take; a `TypeError` too, on which trainers that try their own rely."""
 
 
 class UserNote(UserWarning):
@@ -33,6 +33,11 @@ def did_you_mean(value: object, allowed: Iterable[str], limit: int = 3) -> str:
         The known names.
     limit : int
         How many near matches to show.
+
+    Returns
+    -------
+    str
+        To be put behind ``name=value: unknown``; without a near match it lists what is allowed only.
     """
     names = sorted(allowed)
     part = str(value).lower()

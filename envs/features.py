@@ -30,6 +30,12 @@ def public(names: Iterable[str]) -> tuple[str, ...]:
     Parameters
     ----------
     names : iterable of str
+        In the order of the result.
+
+    Raises
+    ------
+    UserError
+        Nobody declared a signal of that name.
     """
     return tuple(name for name in names if find_signal(name).tag != "privileged")
 
@@ -45,6 +51,11 @@ def select(names: Sequence[str] | None, offered: Sequence[str], *, oracle: bool 
         What the environment has.
     oracle : bool
         Allow privileged ones.
+
+    Returns
+    -------
+    tuple of str
+        The columns.
 
     Raises
     ------
@@ -78,6 +89,11 @@ def observation_space(features: Sequence[str], num_choices: int) -> spaces.Box:
     -------
     gymnasium.spaces.Box
         Shape (C, F), float32, within the declared bounds.
+
+    Raises
+    ------
+    UserError
+        Nobody declared a signal of that name.
     """
     signals = [find_signal(name) for name in features]
     low, high = (np.array([getattr(s, side) for s in signals], np.float32) for side in ("low", "high"))
@@ -86,7 +102,19 @@ def observation_space(features: Sequence[str], num_choices: int) -> spaces.Box:
 
 
 class Transform(NamedTuple):
-    """What `scaled` needs of each column: arrays of float32 (``is_log``: bool), shape (F,), of numpy or of torch."""
+    """What `scaled` needs of each column: arrays of numpy or of torch.
+
+    Attributes
+    ----------
+    low, high : array of float32, shape (F,)
+        Bounds in physical units.
+    missing : array of float32, shape (F,)
+        What replaces NaN, in physical units.
+    is_log : array of bool, shape (F,)
+        Whether networks see ``log1p(x) / log1p(scale)``, else ``x / scale``.
+    scale : array of float32, shape (F,)
+        The physical value that is mapped to 1.
+    """
 
     low: Any
     high: Any
@@ -102,7 +130,12 @@ class Transform(NamedTuple):
         ----------
         features : sequence of str, length F
         array : callable
-            Makes an array of a list: `numpy.array`, `torch.tensor`.
+            Makes an array of its kind of one of numpy: `numpy.array`, `torch.tensor`.
+
+        Raises
+        ------
+        UserError
+            Nobody declared a signal of that name.
         """
         signals = [find_signal(name) for name in features]
         low, high, missing, scale = (
@@ -119,8 +152,13 @@ def cleaned(columns: Transform, observation: Any, xp: Any = np) -> Any:
     ----------
     columns : Transform
     observation : array of float32, shape (..., F)
+        Physical units; NaN is missing.
     xp : module
         Whose arrays these are: numpy or torch.
+
+    Returns
+    -------
+    array of float32, shape (..., F)
     """
     known = xp.where(xp.isnan(observation), columns.missing, observation)
     return xp.minimum(xp.maximum(known, columns.low), columns.high)
@@ -133,6 +171,7 @@ def scaled(columns: Transform, observation: Any, xp: Any = np) -> Any:
     ----------
     columns : Transform
     observation : array of float32, shape (..., F)
+        Physical units; NaN is missing.
     xp : module
         Whose arrays these are: numpy or torch.
 
@@ -152,8 +191,9 @@ def schema_table(features: Sequence[str], choice: str = "choice") -> str:
     Parameters
     ----------
     features : sequence of str
+        In the order of the table's rows.
     choice : str
-        What a row is.
+        What a row of the observation is, one word.
     """
     lines = [
         "| # | feature | unit | scope | source | range | network input | meaning |",
@@ -175,6 +215,17 @@ def schema_digest(features: tuple[str, ...]) -> str:
     Parameters
     ----------
     features : tuple of str
+        The columns in order.
+
+    Returns
+    -------
+    str
+        The first 16 hexadecimal digits of a SHA-256.
+
+    Raises
+    ------
+    UserError
+        Nobody declared a signal of that name.
     """
     rows = [_digested(find_signal(name)) for name in features]
     return hashlib.sha256(json.dumps([SCHEMA_VERSION, rows], sort_keys=True, default=list).encode()).hexdigest()[:16]

@@ -43,7 +43,7 @@ class _Fixed(Workload):
 
 
 class _Fixture:
-    """A policy without any arithmetic of floats: 0, 1, 4, 9, ... modulo 7 and the choices; what is masked is passed over."""
+    """A policy without arithmetic of floats: 0, 1, 4, 9, ... modulo 7 and the choices; the masked are passed over."""
 
     name, kind = "fixed", "heuristic"
 
@@ -66,7 +66,13 @@ def fixed_problem(env_id: str, engine: str = "kernel") -> Problem:
     Parameters
     ----------
     env_id : str
+        Of a registered problem.
     engine : {"kernel", "reference"}
+
+    Raises
+    ------
+    UserError
+        Not registered.
     """
     tight = EngineArgs(max_num_batched_tokens=2048, max_num_seqs=256, num_gpu_blocks=700)
     groups = (
@@ -98,6 +104,11 @@ def fingerprint(env_id: str, engine: str = "kernel") -> str:
         Of a registered problem.
     engine : {"kernel", "reference"}
         Both give the same.
+
+    Returns
+    -------
+    str
+        The first 16 hexadecimal digits of a SHA-256.
 
     Raises
     ------

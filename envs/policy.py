@@ -34,6 +34,7 @@ class Policy(Protocol):
         Parameters
         ----------
         seeds : sequence of int, length B
+            Of the policy's own randomness, one per environment.
         num_choices : int
             C.
 

@@ -1,7 +1,8 @@
 """Named parts of a problem, and which of them are the default: the command line's own YAML files, read as plain data.
 
-``conf/GROUP/NAME.yaml`` is what the command line means by ``GROUP=NAME``, and the choices of ``conf/experiment_base.yaml`` are its
-defaults. Environments made in Python take both from here, so that one name means one thing and nothing is written twice.
+``conf/GROUP/NAME.yaml`` is what the command line means by ``GROUP=NAME``, and the choices of
+``conf/experiment_base.yaml`` are its defaults. Environments made in Python take both from here, so that one name means
+one thing and nothing is written twice.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ _PRIMARY = "experiment_base.yaml"
 
 
 def names(group: str) -> list[str]:
-    """Names of a group's presets."""
+    """Names of a group's presets, sorted.
+
+    Parameters
+    ----------
+    group : str
+        A folder of ``conf``, as `GROUPS` are; what lies in a folder of it is called ``FOLDER/NAME``.
+    """
     found = []
     for entry in _CONF.joinpath(group).iterdir():
         if entry.is_dir():
@@ -38,8 +45,9 @@ def preset(group: str, name: str) -> dict[str, Any]:
     Parameters
     ----------
     group : str
-        One of ``GROUPS``.
+        A folder of ``conf``, as `GROUPS` are.
     name : str
+        One of `names`.
 
     Raises
     ------
@@ -58,7 +66,18 @@ def preset(group: str, name: str) -> dict[str, Any]:
 
 
 def default_preset(group: str) -> dict[str, Any]:
-    """Return the fields of the preset that the command line chooses where nothing is said, a copy."""
+    """Return the fields of the preset that the command line chooses where nothing is said, a copy.
+
+    Parameters
+    ----------
+    group : str
+        One of the groups that ``conf/experiment_base.yaml`` chooses from.
+
+    Raises
+    ------
+    UserError
+        The preset leaves a field to the user.
+    """
     choices: dict[str, str] = {}
     for entry in _read(_PRIMARY)["defaults"]:
         choices |= entry if isinstance(entry, Mapping) else {}

@@ -78,6 +78,10 @@ class Problem:
         Preset of ``conf/env`` with its defaults; empty: the one that the command line chooses where nothing is said.
     yardstick : str
         A heuristic that looks at nothing: no failure may cost less than the slowest answer that it gives.
+    fallback : str
+        The heuristic that a live decider falls back to; it comes with every exported policy. Default: the yardstick.
+    prior : mapping of str to float
+        A sensible score to begin learning with, as a weighted sum of transformed columns (`fleetgym.envs.features.scaled`).
     """
 
     env_id: ClassVar[str] = ""
@@ -85,6 +89,8 @@ class Problem:
     offers: ClassVar[tuple[str, ...]] = SIGNAL_NAMES
     defaults: ClassVar[str] = ""
     yardstick: ClassVar[str] = "random"
+    fallback: ClassVar[str] = "random"
+    prior: ClassVar[Mapping[str, float]] = {}
 
     cluster: ClusterSpec
     workload: Workload
@@ -97,10 +103,21 @@ class Problem:
     failure_s: float
     engine: str
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Fall back to the yardstick where the class says nothing else."""
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        cls.fallback = own.get("fallback", own.get("yardstick", cls.fallback))
+
     @property
     def num_choices(self) -> int:
         """C, rows of the observation."""
         raise NotImplementedError
+
+    @property
+    def num_choices_range(self) -> tuple[int, int]:
+        """Least and most choices that exist in an episode; the rows of the others are masked."""
+        return self.num_choices, self.num_choices
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -108,7 +125,20 @@ class Problem:
         return observation_space(self.features, self.num_choices)
 
     def make_batch(self, batch: int, *, keep_traces: bool = False, all_signals: bool = True) -> Batch:
-        """Return B episodes of this problem, none of them begun; arguments as for `Batch`."""
+        """Return B episodes of this problem, none of them begun.
+
+        Parameters
+        ----------
+        batch : int
+            B.
+        keep_traces, all_signals : bool
+            As for `Batch`.
+
+        Raises
+        ------
+        UserError
+            As `Batch`.
+        """
         return Batch(self, batch, keep_traces=keep_traces, all_signals=all_signals)
 
     @classmethod
@@ -120,12 +150,19 @@ class Problem:
         Parameters
         ----------
         **arguments
-            The fields of this class, and ``oracle`` (bool): allow privileged features.
+            The fields of this class, and ``oracle`` (bool): allow privileged features. ``load`` and ``available`` may
+            be one number instead of a pair; ``features`` None stands for all that are offered and not privileged.
+
+        Returns
+        -------
+        Problem
+            Of this class, every field set.
 
         Raises
         ------
         UserError
-            Naming the field, the value and what is allowed.
+            A value that is missing or impossible, or an environment without a choice or a feature; the message names
+            the field, the value and what is allowed.
         UnknownArgumentError
             A keyword that this environment does not take.
         """
@@ -187,7 +224,8 @@ class Problem:
 
         Parameters
         ----------
-        settings : mapping
+        settings : mapping of str to object
+            Of `fleetgym.envs.arguments.SETTINGS` and the fields that this environment adds.
 
         Returns
         -------
@@ -236,6 +274,17 @@ class Batch:
         Let ``obs`` hold all that the problem offers, as rendering and policies with features of their own need, and not
         only the observation's columns.
 
+    Raises
+    ------
+    UserError
+        The blocks of the workload's chains do not fit those of the instances, no saturation rate can be measured for
+        ``load``, the workload's file cannot be read, or there is no engine of that name.
+
+    Warns
+    -----
+    UserNote
+        The workload names shared blocks, and no instance caches them.
+
     Attributes
     ----------
     engine : Engine
@@ -283,26 +332,50 @@ class Batch:
         return self.engine.done
 
     def places(self, features: Sequence[str]) -> Any:
-        """Return where columns are in ``obs``: a slice if they are neighbours, which copies nothing, else a list.
+        """Return where columns are in ``obs``: a slice if they are neighbours (or none), which copies nothing, else a list.
 
         Parameters
         ----------
         features : sequence of str
+            Each one of ``columns``.
+
+        Returns
+        -------
+        slice or list of int
+            Index of the last axis of ``obs``, in the order of ``features``.
         """
         index = [self.columns.index(name) for name in features]
-        contiguous = index == list(range(index[0], index[0] + len(index)))
-        return slice(index[0], index[-1] + 1) if contiguous else index
+        first = index[0] if index else 0
+        end = first + len(index)
+        return slice(first, end) if index == list(range(first, end)) else index
 
     def observations(self) -> NDArray[np.float32]:
         """Return the observations at the pending decisions, shape (B, C, F), a copy."""
         return self.obs[:, :, self._features].copy()
 
     def observation(self, index: int) -> NDArray[np.float32]:
-        """Return one observation, shape (C, F), a copy."""
+        """Return one observation, shape (C, F), a copy.
+
+        Parameters
+        ----------
+        index : int
+            Which environment.
+        """
         return self.obs[index][:, self._features].copy()
 
     def reader(self, index: int) -> Callable[[], NDArray[np.float32]]:
-        """Return a function that does what `observation` does, faster."""
+        """Return a function that does what `observation` does, faster.
+
+        Parameters
+        ----------
+        index : int
+            Which environment.
+
+        Returns
+        -------
+        callable
+            Without arguments; each call gives a copy of the current observation, shape (C, F).
+        """
         rows, columns = self.obs[index], self._features
         if isinstance(columns, slice):
             return rows[:, columns].copy
@@ -318,7 +391,12 @@ class Batch:
         num_requests : int, optional
             Instead of the problem's own number.
         window : int, optional
-            Of a recording, its ``window``-th disjoint window.
+            Of a recording, its ``window``-th disjoint window, from 0 on; by default as the workload chooses.
+
+        Raises
+        ------
+        UserError
+            The workload has not as many requests or windows, or so low a rate that the times leave int64 nanoseconds.
         """
         rng = self.rngs[index]
         problem = self.problem
@@ -355,11 +433,23 @@ class Batch:
         ------
         UserError
             A choice that does not exist; nothing has moved then.
+        LivelockError
+            An instance stopped making progress.
         """
         self.engine.step(actions)
 
     def step(self, actions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Do as `advance` does and return the rewards, shape (B,), a new array."""
+        """Do as `advance` does and return the rewards, shape (B,), a new array.
+
+        Parameters
+        ----------
+        actions : ndarray of int64, shape (B,)
+
+        Raises
+        ------
+        UserError
+            As `advance`.
+        """
         self.advance(actions)
         # Term by term, not by a matrix product: the same sum, to the last bit, as `reward` and for every B.
         (term, weight), *others = self._weights
@@ -369,28 +459,52 @@ class Batch:
         return rewards
 
     def reward(self, terms: Sequence[float]) -> float:
-        """Return the reward of one environment's terms, given in the order of ``TERMS``."""
+        """Return the reward of one environment's terms.
+
+        Parameters
+        ----------
+        terms : sequence of float, length len(TERMS)
+            In the order and units of `fleetgym.envs.signals.TERMS`.
+        """
         total = 0.0
         for term, weight in self._weights:
             total += terms[term] * weight
         return total
 
     def finish(self, index: int) -> dict[str, float]:
-        """Run a finished episode's cluster dry and return its latency metrics (``info["episode_metrics"]``)."""
+        """Run a finished episode's cluster dry and return its latency metrics (``info["episode_metrics"]``).
+
+        Parameters
+        ----------
+        index : int
+            Which environment; its last request is dispatched.
+
+        Returns
+        -------
+        dict of str to float
+            ``mean_ttft_s``, ``mean_tpot_s`` and ``mean_e2e_s`` over the requests that have one, NaN if none has;
+            ``mean_e2e_charged_s`` and ``slo_attainment`` over all that arrived; the counts ``rejected`` and
+            ``preemptions``.
+
+        Raises
+        ------
+        UserError
+            The episode has requests that are not dispatched, or has not begun.
+        LivelockError
+            A request can never be admitted.
+        """
         self.engine.drain(index)
-        ttft_s, first_tokens, tpot_s, spans, e2e_s, finished, met, rejected, preemptions = self.engine.episode_totals(
-            index
-        ).tolist()
+        totals = self.engine.episode_totals(index)
         arrived = int(self.engine.pending[index] + 1)
-        charge_s = self.problem.failure_s * (arrived - finished)
+        charge_s = self.problem.failure_s * (arrived - totals.finished)
         return {
-            "mean_ttft_s": ttft_s / first_tokens if first_tokens else math.nan,
-            "mean_tpot_s": tpot_s / spans if spans else math.nan,
-            "mean_e2e_s": e2e_s / finished if finished else math.nan,
-            "mean_e2e_charged_s": (e2e_s + charge_s) / arrived,
-            "slo_attainment": met / arrived,
-            "rejected": rejected,
-            "preemptions": preemptions,
+            "mean_ttft_s": totals.ttft_s / totals.with_ttft if totals.with_ttft else math.nan,
+            "mean_tpot_s": totals.tpot_s / totals.with_tpot if totals.with_tpot else math.nan,
+            "mean_e2e_s": totals.e2e_s / totals.finished if totals.finished else math.nan,
+            "mean_e2e_charged_s": (totals.e2e_s + charge_s) / arrived,
+            "slo_attainment": totals.slo_met / arrived,
+            "rejected": totals.rejected,
+            "preemptions": totals.preemptions,
         }
 
 
@@ -398,7 +512,7 @@ class DerivedBatch(Batch):
     """A batch whose choices are not the engine's: a subclass translates them and fills in the rows.
 
     ``engine.obs`` has all signals of `fleetgym.envs.signals`, one row per instance; ``engine.mask`` the instances that
-    can take the pending request.
+    can take the pending request. Arguments, errors and attributes are those of `Batch`.
     """
 
     derived = True
@@ -410,11 +524,25 @@ class DerivedBatch(Batch):
         self._high = np.array([find_signal(name).high for name in self.columns], np.float32)
 
     def observe(self, index: int) -> None:
-        """Fill in ``obs[index]`` and ``mask[index]`` for the pending decision of one environment."""
+        """Fill in ``obs[index]`` and ``mask[index]`` for the pending decision of one environment.
+
+        Values above the columns' ``high`` are clipped afterwards.
+
+        Parameters
+        ----------
+        index : int
+            Which environment.
+        """
         raise NotImplementedError
 
     def instances(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the instance that each pending request goes to if ``actions``, shape (B,), are chosen."""
+        """Return the instance that each pending request goes to, shape (B,).
+
+        Parameters
+        ----------
+        actions : ndarray of int64, shape (B,)
+            What is chosen; those of running environments are allowed by ``mask``, the others mean nothing.
+        """
         raise NotImplementedError
 
     def start(self, index: int, num_requests: int | None = None, *, window: int | None = None) -> None:
@@ -442,6 +570,14 @@ class DerivedBatch(Batch):
 
 
 def stretch(trace: Trace, factor: float) -> None:
-    """Multiply the arrival times of a fresh episode by ``factor`` (below 1: faster), in whole nanoseconds."""
+    """Multiply the arrival times of a fresh episode, in whole nanoseconds.
+
+    Parameters
+    ----------
+    trace : Trace
+        Its times are overwritten.
+    factor : float
+        Below 1: faster.
+    """
     times = trace.requests["arrival_ns"]
     times[:] = np.rint(times * factor)

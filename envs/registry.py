@@ -32,12 +32,14 @@ def register(env_id: str, problem: type[Problem] | str) -> None:
     Raises
     ------
     UserError
-        The id stands for another problem already.
+        The id stands for another problem already, or the class for another id.
     gymnasium.error.Error
-        It is no id.
+        ``env_id`` is not as Gymnasium wants ids to be.
     """
     if _problems.get(env_id, problem) != problem and _path(_problems[env_id]) != _path(problem):
         raise UserError(f"env.id={env_id!r}: stands for {_path(_problems[env_id])} already")
+    if not isinstance(problem, str):
+        _name(problem, env_id)
     if env_id not in gym_registry:  # a module-qualified id is resolved again in each process
         gym.register(
             env_id,
@@ -46,6 +48,14 @@ def register(env_id: str, problem: type[Problem] | str) -> None:
             kwargs={"env_id": env_id},
         )
     _problems[env_id] = problem
+
+
+def _name(problem: type[Problem], env_id: str) -> None:
+    """Give a class its id; a class has one, since what carries an id (a card, a fingerprint) is read by it."""
+    own = vars(problem).get("env_id", env_id)
+    if own != env_id:
+        raise UserError(f"env.id={env_id!r}: {_path(problem)} is {own!r} already; register a subclass of it")
+    problem.env_id = env_id
 
 
 def _path(problem: type[Problem] | str) -> str:
@@ -63,6 +73,7 @@ def bare_id(env_id: str) -> str:
     Parameters
     ----------
     env_id : str
+        ``module:name``, or ``name``, which stays as it is.
     """
     return env_id.rpartition(":")[2]
 
@@ -78,7 +89,7 @@ def find_problem(env_id: str) -> type[Problem]:
     Raises
     ------
     UserError
-        Not registered; the near ids are listed.
+        Its module cannot be imported, or it is not registered; the near ids are listed.
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -93,6 +104,6 @@ def find_problem(env_id: str) -> type[Problem]:
         path, _, attribute = problem.partition(":")
         problem = getattr(importlib.import_module(path), attribute)
         assert not isinstance(problem, str)
+        _name(problem, name)
         _problems[name] = problem
-    problem.env_id = name
     return problem

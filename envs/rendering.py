@@ -23,12 +23,14 @@ def _column(signals: NDArray[np.float32], name: str) -> NDArray[np.float32]:
 
 
 def render_ansi(signals: NDArray[np.float32], now_ns: int) -> str:
-    """Return one line per instance: running (#), waiting (!), KV usage in percent.
+    """Return one line per instance: running (#, four requests each), waiting (!), KV usage in percent.
 
     Parameters
     ----------
     signals : ndarray of float32, shape (N, len(SIGNALS))
+        Physical units; an instance without KV cache is absent.
     now_ns : int
+        Time of the decision.
     """
     lines = [f"t = {now_ns * 1e-9:.3f} s   arriving prompt: {_column(signals, 'prompt_tokens').max():.0f} tokens"]
     rows = zip(
@@ -53,7 +55,9 @@ def render_rgb(signals: NDArray[np.float32], now_ns: int) -> NDArray[np.uint8]:
     Parameters
     ----------
     signals : ndarray of float32, shape (N, len(SIGNALS))
+        Physical units; an instance without KV cache is absent.
     now_ns : int
+        Time of the decision.
     """
     count = len(signals)
     image = Image.new("RGB", (_WIDTH_PX, _HEAD_PX + _ROW_PX * count + 8), _PAPER)
@@ -97,10 +101,15 @@ RENDERERS: Mapping[str, Callable[[NDArray[np.float32], int], Any]] = {"ansi": re
 def check_render_mode(mode: str | None) -> str | None:
     """Return the mode if it is one of `RENDERERS` or None.
 
+    Parameters
+    ----------
+    mode : {"ansi", "rgb_array"} or None
+        None: nothing is drawn.
+
     Raises
     ------
     UserError
-        It is not.
+        Any other.
     """
     if mode is not None and mode not in RENDERERS:
         raise UserError(f"render_mode={mode!r}: allowed: {', '.join(RENDERERS)}")

@@ -21,13 +21,21 @@ _PROBE_REQUESTS = 6000
 def saturation_rps(instance: InstanceSpec, workload: Workload) -> float:
     """Requests per second that one instance finishes while its queue never empties.
 
-    Requests that stand for all of the workload's arrive at once; the rate is that of the middle three quarters of the finishes,
-    which leaves out the initial ramp and the final drain.
+    Requests that stand for all of the workload's arrive at once; the rate is that of the middle three quarters of the
+    finishes, which leaves out the initial ramp and the final drain.
+
+    Parameters
+    ----------
+    instance : InstanceSpec
+        Its data-parallel ranks serve together; ``count`` is of no matter.
+    workload : Workload
+        Its lengths and shared prefixes; its own times are of no matter.
 
     Raises
     ------
     UserError
-        The instance rejects so many of the requests that no rate can be measured.
+        The instance rejects more than half of the requests, so that no rate can be measured; or the trace's blocks do
+        not fit its own, or the workload's file cannot be read.
     """
     cluster = ClusterSpec((instance,))
     trace = fit_chains(workload.chain_blocks, cluster)(workload.typical(np.random.default_rng(0), _PROBE_REQUESTS))

@@ -15,7 +15,12 @@ Seeds = SupportsIndex | Sequence[SupportsIndex | None] | NDArray[Any] | None
 
 
 def as_seed(seed: SupportsIndex | None) -> int | None:
-    """Return a seed as a Python int, or None for "no new seed".
+    """Return a seed as a Python int.
+
+    Parameters
+    ----------
+    seed : int or None
+        Of Python or numpy; None stands for "no new seed" and stays None.
 
     Raises
     ------
@@ -34,7 +39,14 @@ def as_seed(seed: SupportsIndex | None) -> int | None:
 
 
 def env_seeds(seed: Seeds, num_envs: int) -> list[int | None]:
-    """Return the seed of each environment; one integer ``s`` stands for ``s, s + 1, ...``.
+    """Return the seed of each environment.
+
+    Parameters
+    ----------
+    seed : int, None, or sequence or ndarray of them, shape (num_envs,)
+        One integer ``s`` stands for ``s, s + 1, ...``; None for "no new seed".
+    num_envs : int
+        B.
 
     Raises
     ------

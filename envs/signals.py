@@ -16,9 +16,10 @@ A signal says with its ``tag`` what a real router or scheduler could know of it:
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fleetgym.envs.errors import UserError, did_you_mean
 
@@ -65,14 +66,24 @@ class Signal:
 
 @dataclass(frozen=True)
 class Term:
-    """One number that the engines measure between two decisions, for rewards to weigh."""
+    """One number that the engines measure between two decisions, for rewards to weigh.
+
+    Attributes
+    ----------
+    name, unit, meaning : str
+    """
 
     name: str
     unit: str
     meaning: str
 
 
-# A gauge that could not be read is taken for a moderately busy instance: as 0 it would look idle and draw every request.
+def _places(kind: str, names: tuple[str, ...]) -> Any:
+    """Place of each name as an attribute, which compiled code reads as a constant."""
+    return namedtuple(kind, names)(*range(len(names)))
+
+
+# A gauge that could not be read stands for a moderately busy instance: as 0 it would look idle and draw every request.
 SIGNALS: tuple[Signal, ...] = (
     Signal(
         name="in_flight_requests",
@@ -225,7 +236,8 @@ SIGNALS: tuple[Signal, ...] = (
     ),
 )
 SIGNAL_NAMES: tuple[str, ...] = tuple(signal.name for signal in SIGNALS)
-SIGNAL_INDEX: Mapping[str, int] = {name: index for index, name in enumerate(SIGNAL_NAMES)}
+SIGNAL_AT = _places("SignalAt", SIGNAL_NAMES)  # place in SIGNALS: SIGNAL_AT.kv_usage
+SIGNAL_INDEX: Mapping[str, int] = SIGNAL_AT._asdict()
 
 TERMS: tuple[Term, ...] = (
     Term("unfinished_request_s", "request-seconds", "time integral of unfinished requests over the interval"),
@@ -237,6 +249,7 @@ TERMS: tuple[Term, ...] = (
     Term("recomputed_tokens", "tokens", "tokens lost by them and not hit again"),
 )
 TERM_NAMES: tuple[str, ...] = tuple(term.name for term in TERMS)
+TERM_AT = _places("TermAt", TERM_NAMES)  # place in TERMS: TERM_AT.finished
 
 _known: dict[str, Signal] = {signal.name: signal for signal in SIGNALS}
 
@@ -249,6 +262,7 @@ def declare(signals: Iterable[Signal]) -> tuple[str, ...]:
     Parameters
     ----------
     signals : iterable of Signal
+        Declaring an equal one again changes nothing.
 
     Returns
     -------
@@ -275,6 +289,7 @@ def find_signal(name: str) -> Signal:
     Parameters
     ----------
     name : str
+        Of `SIGNALS`, or of one that `declare` made known.
 
     Raises
     ------

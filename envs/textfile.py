@@ -1,4 +1,4 @@
-"""Text files as people hand them over: plain or gzip, with or without a byte-order mark, any line end, blank last lines."""
+"""Text files as people hand them over: plain or gzip, perhaps with a byte-order mark, any line end, blank last ones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,12 @@ FILE_KINDS = (
 def text_lines(path: Path) -> list[str]:
     """Return the lines of a UTF-8 file without line ends, the blank ones at its end left out.
 
-    Item ``i`` is line ``i + 1`` of the (unpacked) file. Gzip is recognised by content.
+    Item ``i`` is line ``i + 1`` of the (unpacked) file.
+
+    Parameters
+    ----------
+    path : Path
+        Gzip is recognised by content, whatever the name says.
 
     Raises
     ------
@@ -69,7 +74,12 @@ def text_lines(path: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 file, plain or gzip, without a byte-order mark.
+    """Return the content of a UTF-8 file, without a byte-order mark.
+
+    Parameters
+    ----------
+    path : Path
+        Gzip is recognised by content, whatever the name says.
 
     Raises
     ------
@@ -94,10 +104,23 @@ def read_text(path: Path) -> str:
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """Return ``folder/name``, or its gzip copy ``name.gz``, or None."""
+    """Return a file or its gzip copy, or None if neither is there.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        Without ``.gz``.
+    """
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def plain_stem(path: Path) -> str:
-    """Return a file's name without its ending, ``.gz`` not counted."""
+    """Return a file's name without its ending, ``.gz`` not counted.
+
+    Parameters
+    ----------
+    path : Path
+        ``a.csv`` and ``a.csv.gz`` both give ``a``.
+    """
     return Path(path.name.removesuffix(".gz")).stem

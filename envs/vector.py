@@ -122,6 +122,12 @@ class FleetVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[A
             ``{"reset_mask": ndarray of bool, shape (B,)}``: begin an episode in these only; the others stay as
             they are, and ``info`` tells nothing of them.
 
+        Returns
+        -------
+        observations : ndarray of float32, shape (B, C, F)
+        info : dict
+            ``action_mask``: ndarray of bool, shape (B, C).
+
         Raises
         ------
         UserError, TypeError
@@ -175,12 +181,25 @@ class FleetVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[A
         ----------
         actions : array_like of int, shape (B,)
 
+        Returns
+        -------
+        observations : ndarray of float32, shape (B, C, F)
+        rewards : ndarray of float64, shape (B,)
+        terminations : ndarray of bool, shape (B,)
+            Always False.
+        truncations : ndarray of bool, shape (B,)
+        info : dict
+            As of `fleetgym.envs.env.FleetEnv.step`, each array with an axis B in front and a mask ``_name`` beside it;
+            in SAME_STEP ``final_obs`` and ``final_info`` of what has ended.
+
         Raises
         ------
         UserError
             Wrong type or shape, or a choice that does not exist; nothing has moved then.
         gymnasium.error.ResetNeeded
             No reset yet, or an environment has ended and autoreset is disabled.
+        LivelockError
+            An instance stopped making progress.
         """
         self._check_started()
         if self._any_over and self.autoreset_mode is AutoresetMode.DISABLED:
@@ -238,7 +257,13 @@ class FleetVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[A
         return self.batch.mask.copy()
 
     def render(self) -> tuple[Any, ...]:
-        """Return a picture of each environment: an RGB array (H, W, 3), a text, or None without a render mode."""
+        """Return a picture of each environment: an RGB array (H, W, 3), a text, or None without a render mode.
+
+        Raises
+        ------
+        gymnasium.error.ResetNeeded
+            No reset yet.
+        """
         if self.render_mode is None:
             return (None,) * self.num_envs
         self._check_started()

@@ -36,6 +36,16 @@ class ScaleObservation(gym.ObservationWrapper[NDArray[np.float32], Any, NDArray[
     """Show what this project's own networks see: every feature transformed to about [0, 1].
 
     Use it with agents that feed observations to a network unchanged (SB3's ``MlpPolicy``, CleanRL).
+
+    Parameters
+    ----------
+    env : gym.Env
+        One of this project, in wrappers that leave its columns as they are.
+
+    Raises
+    ------
+    UserError
+        The columns of its observations are no features any more.
     """
 
     def __init__(self, env: gym.Env[NDArray[np.float32], Any]) -> None:
@@ -60,6 +70,11 @@ class MaskObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstruc
         Its ``info`` holds ``action_mask``, its actions are Discrete.
     observation_key, mask_key : str
         What the agent calls the two.
+
+    Raises
+    ------
+    UserError
+        Its actions are not Discrete.
     """
 
     def __init__(
@@ -71,12 +86,12 @@ class MaskObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstruc
         self.observation_space = _masked_space(env.observation_space, env.action_space, self._keys)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
-        """Begin an episode."""
+        """Begin an episode; its observation is a dict of observation and mask, int8 of shape (C,)."""
         observation, info = self.env.reset(seed=seed, options=options)
         return self._beside(observation, info), info
 
     def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
-        """Take a step."""
+        """Take a step; its observation is a dict of observation and mask, int8 of shape (C,)."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._beside(observation, info), reward, terminated, truncated, info
 
@@ -99,7 +114,18 @@ class _BatchedWrapper(VectorObservationWrapper):
 
 
 class ScaleVectorObservation(_BatchedWrapper):
-    """`ScaleObservation` for the batched environment, in NEXT_STEP or DISABLED."""
+    """`ScaleObservation` for the batched environment, in NEXT_STEP or DISABLED.
+
+    Parameters
+    ----------
+    env : VectorEnv
+        One of this project, in wrappers that leave its columns as they are; observations have shape (B, C, F).
+
+    Raises
+    ------
+    UserError
+        The columns of its observations are no features any more.
+    """
 
     def __init__(self, env: VectorEnv[NDArray[np.float32], Any, Any]) -> None:
         super().__init__(env)
@@ -112,7 +138,20 @@ class ScaleVectorObservation(_BatchedWrapper):
 
 
 class MaskVectorObservation(_BatchedWrapper):
-    """`MaskObservation` for the batched environment, in NEXT_STEP or DISABLED."""
+    """`MaskObservation` for the batched environment, in NEXT_STEP or DISABLED.
+
+    Parameters
+    ----------
+    env : VectorEnv
+        One of this project, perhaps wrapped; observations have shape (B, C, F), masks come from ``action_masks()``.
+    observation_key, mask_key : str
+        What the agent calls the two.
+
+    Raises
+    ------
+    UserError
+        Its actions are not Discrete.
+    """
 
     def __init__(
         self,

@@ -37,6 +37,14 @@ MEASUREMENTS: Mapping[str, Callable[[Bench], Iterator[Figure]]] = {
 def measure(bench: Bench, only: Sequence[str] | None = None, *, progress: bool = True) -> dict[str, Any]:
     """Take the measurements named in ``only`` (default: all).
 
+    Parameters
+    ----------
+    bench : Bench
+    only : sequence of str, optional
+        Names of `MEASUREMENTS`.
+    progress : bool
+        Show a progress bar.
+
     Returns
     -------
     dict
@@ -87,6 +95,16 @@ def main(cfg: DictConfig) -> None:
     """Measure, print the table, and leave metrics.json, bench.png and performance.md.
 
     Unlike those of other commands, these metrics are measurements: they differ from run to run.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/bench.yaml``.
+
+    Raises
+    ------
+    UserError
+        An option out of range, an unknown measurement, or a run folder that cannot be written.
     """
     options = read_options(BenchOptions, cfg)
     _check_names(options.only)

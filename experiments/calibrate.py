@@ -23,7 +23,23 @@ TOLERANCE = 1e-4
 
 @command("calibrate")
 def main(cfg: DictConfig) -> float | None:
-    """Fit on the first half of the requests; return the error of the second half's mean E2E in percent."""
+    """Fit on the first half of the requests; return the error of the second half's mean E2E in percent.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/calibrate.yaml``.
+
+    Returns
+    -------
+    float or None
+        None where that half has no E2E to compare.
+
+    Raises
+    ------
+    UserError
+        A faulty option or measured run (`replay_from`), half a run without a finished request, or no scale that fits.
+    """
     read_options(CalibrateOptions, cfg)
     replay = replay_from(cfg)
     first, second = halves(replay)
@@ -54,6 +70,15 @@ def main(cfg: DictConfig) -> float | None:
 def halves(replay: MeasuredReplay) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Finished requests of the first and of the second half, by arrival.
 
+    Parameters
+    ----------
+    replay : MeasuredReplay
+        Of R requests.
+
+    Returns
+    -------
+    first, second : ndarray of bool, shape (R,)
+
     Raises
     ------
     UserError
@@ -72,6 +97,18 @@ def fit_scale(replay: MeasuredReplay, chosen: NDArray[np.bool_]) -> float:
     The scale multiplies iteration times, and TPOT is nothing but iteration times, while a queue amplifies their
     error in TTFT and E2E. Where no answer has a second token, E2E takes its place. Always all requests are
     replayed, so that the load is the measured one.
+
+    Parameters
+    ----------
+    replay : MeasuredReplay
+        Of R requests.
+    chosen : ndarray of bool, shape (R,)
+        Those to fit to; at least one, all finished.
+
+    Returns
+    -------
+    float
+        Factor on every iteration's time, found to 0.01 percent.
 
     Raises
     ------

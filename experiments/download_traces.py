@@ -23,7 +23,7 @@ CHUNK_BYTES = 1 << 16
 TIMEOUT_S = 30.0
 
 
-def sha256(path: Path) -> str:
+def _sha256(path: Path) -> str:
     """Return the SHA-256 digest of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -51,7 +51,7 @@ def download(dataset: Dataset, folder: Path, *, force: bool = False, url: str | 
         No network, an error of the server, an unwritable folder, a full disk, or a file that differs.
     """
     target = folder / dataset.file_name
-    if target.is_file() and not force and sha256(target) == dataset.sha256:
+    if target.is_file() and not force and _sha256(target) == dataset.sha256:
         return target
     part = folder / f"{dataset.file_name}.part"
     source = url or dataset.url
@@ -60,7 +60,7 @@ def download(dataset: Dataset, folder: Path, *, force: bool = False, url: str | 
             part.unlink(missing_ok=True)
         resumed = part.exists() and part.stat().st_size > 0
         _fetch(source, part, dataset.name)
-        if resumed and sha256(part) != dataset.sha256:  # the old piece may have been of another file
+        if resumed and _sha256(part) != dataset.sha256:  # the old piece may have been of another file
             part.unlink()
             _fetch(source, part, dataset.name)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
@@ -68,7 +68,7 @@ def download(dataset: Dataset, folder: Path, *, force: bool = False, url: str | 
         raise UserError(f"{dataset.name}: cannot download {source}: {reason}") from None
     except OSError as error:
         raise UserError(f"{dataset.name}: cannot write to {folder}: {error.strerror or error}") from None
-    digest = sha256(part)
+    digest = _sha256(part)
     if digest != dataset.sha256:
         part.unlink()
         raise UserError(f"{dataset.name}: {source}: sha256 is {digest}, expected {dataset.sha256}; file discarded")
@@ -110,7 +110,13 @@ def _copy(response: IO[bytes], file: IO[bytes], label: str, have: int, total: in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Download traces; return 0, or 2 after one line that says what went wrong."""
+    """Download traces; return 0, or 2 after one line that says what went wrong.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments of the command; by default those of the process.
+    """
     parser = argparse.ArgumentParser(prog="fleetgym download-traces", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(DATASETS)}")
     parser.add_argument("--to", type=Path, help="data folder (default: $FLEETGYM_DATA, else ~/.local/share/fleetgym)")

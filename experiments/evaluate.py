@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> float | None:
     scenario = options.scenario
     problem, windows = plan_windows(problem_of(cfg, "test"), scenario, options.episodes, "episodes")
     note_estimates(problem.cluster)
-    policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle, problem=problem)
+    policy = make_policy(options.policy, problem, checkpoint=options.checkpoint, bundle=options.bundle)
     check_failure_s(problem, windows)
     with RunFolder.from_hydra(cfg) as run:
         episodes = run_policies(problem, [policy], windows, seed=options.seed)

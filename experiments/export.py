@@ -5,25 +5,42 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from fleetgym.envs.errors import UserError
+from fleetgym.baselines import LinearScore, find_heuristic, make_heuristic, registered
+from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.registry import bare_id, find_problem
 from fleetgym.experiments.harness.command import command
 from fleetgym.experiments.harness.config import plain
 from fleetgym.experiments.harness.options import ExportOptions, read_options
 from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
 from fleetgym.experiments.report.parity import print_parity
 
+if TYPE_CHECKING:
+    from fleetgym.agents.export import Source
+
 
 @command("export")
 def main(cfg: DictConfig) -> float | None:
-    """Export and verify; return the largest relative score difference."""
+    """Export and verify; return the largest relative score difference.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/export.yaml``.
+
+    Raises
+    ------
+    UserError
+        Neither or both of ``checkpoint`` and ``policy``; a policy that cannot be exported; a bundle that exists.
+    """
     # Imported here so that `--help` and `--cfg` answer without loading torch.
     from fleetgym.agents.bundle_verify import verify
-    from fleetgym.agents.export import check_target, from_checkpoint, from_heuristic, write_bundle
+    from fleetgym.agents.export import check_target, from_checkpoint, write_bundle
     from fleetgym.envs.fingerprint import fingerprint
 
     options = read_options(ExportOptions, cfg)
@@ -31,15 +48,14 @@ def main(cfg: DictConfig) -> float | None:
         raise UserError("give either checkpoint=PATH or policy=NAME (a heuristic)")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
+        if options.env.id is not None:
+            find_problem(options.env.id)  # its module registers it
         if options.checkpoint is not None:
             source = from_checkpoint(options.checkpoint, fingerprint)
         else:
-            state = git_state() or {}
-            source = dataclasses.replace(
-                from_heuristic(str((options.policy or {}).get("name")), plain(cfg)),
-                versions=versions(),
-                git_revision=str(state.get("revision", "")) + ("-dirty" if state.get("dirty") else ""),
-            )
+            source = heuristic_source(options.policy or {}, plain(cfg))
+    if options.env.id is not None and source.problem.env_id != bare_id(options.env.id):
+        raise UserError(f"env.id={options.env.id!r}: the policy is for {source.problem.env_id!r}")
     for warning in caught:
         print(f"warning: {warning.message}")
     if options.evaluation is not None:
@@ -56,8 +72,52 @@ def main(cfg: DictConfig) -> float | None:
     return worst
 
 
+def heuristic_source(policy: Mapping[str, Any], config: Mapping[str, Any]) -> Source:
+    """Describe a heuristic for export.
+
+    Parameters
+    ----------
+    policy : mapping
+        Its name, and no parameters.
+    config : mapping
+        Of the export.
+
+    Raises
+    ------
+    UserError
+        Unknown, of no environment, or its score is no weighted sum.
+    """
+    from fleetgym.agents.export import from_heuristic
+
+    parameters = dict(policy)
+    name = str(parameters.pop("name", None))
+    cls = find_heuristic(name)
+    if not issubclass(cls, LinearScore):
+        linear = [known for known, other in registered().items() if issubclass(other, LinearScore)]
+        raise UserError(f"policy={name!r}: has no linear score to export{did_you_mean(name, linear)}")
+    if not cls.env_ids:
+        raise UserError(f"policy={name!r}: register it with the env_id that it decides in")
+    env_id = cls.env_ids[0]
+    make_heuristic(name, env_id, **parameters)
+    state = git_state() or {}
+    return dataclasses.replace(
+        from_heuristic(cls.name, cls.weights, find_problem(env_id), config),
+        versions=versions(),
+        git_revision=str(state.get("revision", "")) + ("-dirty" if state.get("dirty") else ""),
+    )
+
+
 def evaluation_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a ``leaderboard.json`` as the model card shows them.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    list of dict
+        One row for each entry: scenario, place, policy, kind, the figure that ranks with its bounds, windows.
 
     Raises
     ------

@@ -16,7 +16,20 @@ from fleetgym.experiments.report.parity import print_parity
 
 @command("export_verify")
 def main(cfg: DictConfig) -> float | None:
-    """Verify; return the largest relative score difference."""
+    """Verify; return the largest relative score difference.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/export_verify.yaml``.
+
+    Raises
+    ------
+    UserError
+        The bundle is refused.
+    CommandFailed
+        It does not pass; exit code 1.
+    """
     folder = read_options(ExportVerifyOptions, cfg).bundle
     try:
         report = verify(folder)

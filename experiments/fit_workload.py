@@ -24,15 +24,21 @@ PROFILES = Path(lengths.__file__).with_name(lengths.PROFILE_FILE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the fit quality of a trace and return the exit code."""
+    """Print the fit quality of a trace and return the exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments of the command; by default those of the process.
+    """
     parser = argparse.ArgumentParser(prog="fleetgym fit-workload", description=__doc__)
     parser.add_argument("trace", help="data set name or path of a CSV file")
     parser.add_argument("--write", action="store_true", help="update the embedded profile of this name")
     arguments = parser.parse_args(argv)
-    return guard(lambda: fit(arguments.trace, write=arguments.write))
+    return guard(lambda: _fit(arguments.trace, write=arguments.write))
 
 
-def fit(name: str, *, write: bool = False) -> None:
+def _fit(name: str, *, write: bool = False) -> None:
     """Fit a profile to the trace ``name`` and print its quality; ``write`` embeds it under that name.
 
     Raises
@@ -48,10 +54,10 @@ def fit(name: str, *, write: bool = False) -> None:
     for figure, value in {**length_quality(profile, trace, rng), **arrival_quality(profile, trace, rng)}.items():
         print(f"{figure:40s} {value:10.4f}")
     if write:
-        embed(name if known else Path(name).stem, profile)
+        _embed(name if known else Path(name).stem, profile)
 
 
-def embed(name: str, profile: Profile, path: Path = PROFILES) -> None:
+def _embed(name: str, profile: Profile, path: Path = PROFILES) -> None:
     """Put a profile among the embedded ones, in place of one of the same name."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known[name] = profile.to_json()

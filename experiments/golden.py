@@ -32,7 +32,18 @@ SHOWN_CHARACTERS = 160
 
 @command("golden")
 def main(cfg: DictConfig) -> float | None:
-    """Replay every case of a file; return the share that matched in every step."""
+    """Replay every case of a file; return the share that matched in every step.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/golden.yaml``.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, a case is malformed, or none can be replayed.
+    """
     options = read_options(GoldenOptions, cfg)
     make_scheduler = scheduler_factory(options.engine)
     for number, case in enumerate(load_cases(options.file), start=1):
@@ -46,13 +57,28 @@ def main(cfg: DictConfig) -> float | None:
         )
     with RunFolder.from_hydra(cfg) as run:
         run.write_metrics(metrics_of(report))
-        print_report(report, Console(), f"{options.engine} against {options.file}")
+        _print_report(report, Console(), f"{options.engine} against {options.file}")
         print(f"run folder: {run.path}")
     return report.matched / report.total if report.total else None
 
 
 def scheduler_factory(engine: str) -> Callable[[Case], GoldenScheduler]:
-    """Return what puts a case's scheduler behind the replay protocol."""
+    """Return what puts a case's scheduler behind the replay protocol.
+
+    Parameters
+    ----------
+    engine : {"kernel", "reference"}
+
+    Returns
+    -------
+    callable
+        From a case to a scheduler as `fleetgym.envs.cluster.golden.replay_file` drives it.
+
+    Raises
+    ------
+    UserError
+        Any other engine.
+    """
     if engine == "reference":
         return ReferenceReplay
     if engine == "kernel":
@@ -65,28 +91,20 @@ def scheduler_factory(engine: str) -> Callable[[Case], GoldenScheduler]:
 def check_case(case: Case, where: str) -> None:
     """Refuse a malformed case before anything is replayed.
 
+    Parameters
+    ----------
+    case : dict
+        One line of a recorded file, parsed.
+    where : str
+        File and line, for the message.
+
     Raises
     ------
     UserError
         One line that names file, line and fault. A case that is well-formed but not supported passes.
     """
     try:
-        if not all(isinstance(tag, str) for tag in case["tags"]):
-            raise TypeError("tags must be names")
-        for index, row in enumerate(case["requests"]):
-            request = case_request(case, index)
-            numbers = (row["step"], request.prompt_tokens, request.output_tokens, request.priority, request.arrival_ns)
-            if not all(type(value) is int for value in (*numbers, *request.chain)):
-                raise TypeError(f"request {index}: {row} must hold whole numbers")
-            if min(row["step"], request.prompt_tokens - 1, request.output_tokens - 1) < 0:
-                raise ValueError(f"request {index}: {row}: prompt and output must be at least 1, step at least 0")
-        requests = len(case["requests"])
-        for record in expected_records(case):
-            if not all(0 <= request < requests for request, _ in (*record.s, *record.h, *record.p)):
-                raise ValueError(f"step {record.k} names a request that does not exist")
-        if len(case["preemptions"]) != requests:
-            raise ValueError(f"preemptions has {len(case['preemptions'])} entries for {requests} requests")
-        case_args(case)
+        _read_case(case)
     except UnsupportedCaseError:
         return
     except KeyError as error:
@@ -95,8 +113,33 @@ def check_case(case: Case, where: str) -> None:
         raise UserError(f"{where}: malformed case: {error}") from None
 
 
+def _read_case(case: Case) -> None:
+    """Read all of a case as the replay will; what is malformed raises whatever comes of it."""
+    if not all(isinstance(tag, str) for tag in case["tags"]):
+        raise TypeError("tags must be names")
+    for index, row in enumerate(case["requests"]):
+        request = case_request(case, index)
+        numbers = (row["step"], request.prompt_tokens, request.output_tokens, request.priority, request.arrival_ns)
+        if not all(type(value) is int for value in (*numbers, *request.chain)):
+            raise TypeError(f"request {index}: {row} must hold whole numbers")
+        if min(row["step"], request.prompt_tokens - 1, request.output_tokens - 1) < 0:
+            raise ValueError(f"request {index}: {row}: prompt and output must be at least 1, step at least 0")
+    requests = len(case["requests"])
+    for record in expected_records(case):
+        if not all(0 <= request < requests for request, _ in (*record.s, *record.h, *record.p)):
+            raise ValueError(f"step {record.k} names a request that does not exist")
+    if len(case["preemptions"]) != requests:
+        raise ValueError(f"preemptions has {len(case['preemptions'])} entries for {requests} requests")
+    case_args(case)
+
+
 def metrics_of(report: GoldenReport) -> dict[str, Any]:
-    """Counts, per tag too, and the first differing step of each failing case."""
+    """Return counts, per tag too, and the first differing step of each failing case, for ``metrics.json``.
+
+    Parameters
+    ----------
+    report : GoldenReport
+    """
     return {
         "matched": report.matched,
         "total": report.total,
@@ -107,7 +150,7 @@ def metrics_of(report: GoldenReport) -> dict[str, Any]:
     }
 
 
-def print_report(report: GoldenReport, console: Console, title: str) -> None:
+def _print_report(report: GoldenReport, console: Console, title: str) -> None:
     """Print matched / total per tag, then one line per failing or skipped case."""
     grid = Table(title=title, title_justify="left", header_style="bold")
     grid.add_column("tag")
@@ -125,7 +168,17 @@ def print_report(report: GoldenReport, console: Console, title: str) -> None:
 
 
 def describe(difference: Difference) -> str:
-    """Say in one line where a case differs first."""
+    """Say in one line where a case differs first.
+
+    Parameters
+    ----------
+    difference : Difference
+
+    Returns
+    -------
+    str
+        Values are cut after `SHOWN_CHARACTERS`.
+    """
     place = f"step {difference.step}" if difference.step >= 0 else "whole case"
     tags = f" ({', '.join(difference.tags)})" if difference.tags else ""
     expected, got = (_short(value) for value in (difference.expected, difference.got))

@@ -12,6 +12,7 @@ import polars as pl
 from omegaconf import DictConfig
 from rich.console import Console
 
+from fleetgym.baselines import contenders
 from fleetgym.envs.cluster.judging import NS
 from fleetgym.envs.cluster.metrics import flatten
 from fleetgym.envs.episodes import Episode
@@ -83,7 +84,8 @@ def main(cfg: DictConfig) -> float | None:
 
 def collect(options: LeaderboardOptions, problem: Problem) -> list[Policy]:
     """Build the heuristics, the trained and the exported policies that ``options`` name."""
-    policies = [make_policy(policy) for policy in options.policies]
+    names = contenders(problem.env_id) if options.policies is None else options.policies
+    policies = [make_policy(name, problem) for name in names]
     for path in _checkpoints(options):
         policies.append(learned(path, problem))
     for folder in options.bundle or ():

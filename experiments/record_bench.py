@@ -25,17 +25,23 @@ _CLOCK_S = 60.0  # the client's clock says at least this, if one request's start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert one result and return the exit code (2 after a user's mistake)."""
+    """Convert one result and return the exit code (2 after a user's mistake).
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments of the command; by default those of the process.
+    """
     parser = argparse.ArgumentParser(prog="fleetgym record-bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("result", type=Path, help="JSON that vllm bench serve wrote")
     parser.add_argument("folder", type=Path, help="where to write the measured run")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings of the server, vLLM's names")
     arguments = parser.parse_args(argv)
-    return guard(lambda: convert(arguments.result, arguments.folder, arguments.settings))
+    return guard(lambda: _convert(arguments.result, arguments.folder, arguments.settings))
 
 
-def convert(result: Path, folder: Path, settings: Sequence[str] = ()) -> None:
+def _convert(result: Path, folder: Path, settings: Sequence[str] = ()) -> None:
     """Write the measured run and say how many requests it holds.
 
     Raises
@@ -44,7 +50,7 @@ def convert(result: Path, folder: Path, settings: Sequence[str] = ()) -> None:
         The result cannot be read, lacks per-request lists, or holds no request; a setting is not ``name=value``.
     """
     bench = _load(result)
-    records = request_records(bench, result)
+    records = _request_records(bench, result)
     meta = {
         "model": bench.get("model_id"),
         "recorded_from": result.name,
@@ -58,7 +64,7 @@ def convert(result: Path, folder: Path, settings: Sequence[str] = ()) -> None:
     print(f"{folder}: {len(records)} requests, {failed} of them never finished{left_out}")
 
 
-def request_records(bench: dict[str, Any], where: Path) -> list[dict[str, Any]]:
+def _request_records(bench: dict[str, Any], where: Path) -> list[dict[str, Any]]:
     """One record per request, in order of arrival, times after the first of them.
 
     ``e2e_s`` is the TTFT and all gaps between chunks: the time of the last token. A failed request keeps null

@@ -21,11 +21,27 @@ from fleetgym.experiments.report.tables import print_summary
 
 @command("simulate")
 def main(cfg: DictConfig) -> float | None:
-    """Simulate one episode; return its mean E2E latency in seconds."""
+    """Simulate one episode; return its mean E2E latency in seconds.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/simulate.yaml``.
+
+    Returns
+    -------
+    float or None
+        None if no request finished.
+
+    Raises
+    ------
+    UserError
+        A faulty option, trace or policy, or a run folder that cannot be written.
+    """
     options = read_options(SimulateOptions, cfg)
     problem = problem_of(cfg)
     note_estimates(problem.cluster)
-    policy = make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle, problem=problem)
+    policy = make_policy(options.policy, problem, checkpoint=options.checkpoint, bundle=options.bundle)
     with RunFolder.from_hydra(cfg) as run:
         (episode,) = run_policies(problem, [policy], Windows((options.seed,), "generated"))
         summary: dict[str, Any] = episode.summary()

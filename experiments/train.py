@@ -82,7 +82,6 @@ def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:
     from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
     from fleetgym.envs.fingerprint import fingerprint
 
-    choices = problem.num_choices
     return {
         "name": agent.name or agent.algorithm,
         "env_id": problem.env_id,
@@ -91,11 +90,11 @@ def card(cfg: DictConfig, agent: Any, problem: Any) -> dict[str, Any]:
         "features": list(problem.features),
         "schema_version": SCHEMA_VERSION,
         "schema_digest": schema_digest(problem.features),
-        "golden_hash": fingerprint(problem.env_id, problem.engine),
-        "num_instances": choices,
+        "fingerprint": fingerprint(problem.env_id, problem.engine),
+        "num_choices": problem.num_choices,
         "trained_ranges": {
             "load": list(problem.load) if problem.load else None,
-            "num_instances": list(problem.available or (choices, choices)),
+            "num_choices": list(problem.num_choices_range),
             "staleness_s": [0.0, 0.0],
         },
         "seed": cfg.seed,

@@ -18,10 +18,26 @@ from fleetgym.experiments.harness.run_folder import RunFolder
 
 @command("validate")
 def main(cfg: DictConfig) -> float | None:
-    """Compare with a measured run; return the absolute error of the mean E2E latency in percent."""
+    """Compare with a measured run; return the absolute error of the mean E2E latency in percent.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/validate.yaml``.
+
+    Returns
+    -------
+    float or None
+        None where there is no E2E to compare.
+
+    Raises
+    ------
+    UserError
+        A faulty option or measured run (`replay_from`), or a run folder that cannot be written.
+    """
     read_options(ValidateOptions, cfg)
     replay = replay_from(cfg)
-    simulation = replay.simulate(load_at_s=load_times(replay))
+    simulation = replay.simulate(load_at_s=_load_times(replay))
     errors = replay.errors(simulation)
     with RunFolder.from_hydra(cfg) as run:
         metrics: dict[str, Any] = {**errors, **replay.facts()}
@@ -38,7 +54,7 @@ def main(cfg: DictConfig) -> float | None:
     return None if error is None else abs(error)
 
 
-def load_times(replay: MeasuredReplay) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _load_times(replay: MeasuredReplay) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the ticks of ``timeseries.csv``, else one per second of the measured run."""
     series = replay.run.timeseries
     if series is not None and len(series.t_s):

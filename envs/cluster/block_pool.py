@@ -23,12 +23,12 @@ class BlockPool:
 
     Attributes
     ----------
-    usable : int
+    usable_blocks : int
         Blocks that requests can hold together.
     """
 
     def __init__(self, num_gpu_blocks: int) -> None:
-        self.usable = num_gpu_blocks - 1
+        self.usable_blocks = num_gpu_blocks - 1
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_gpu_blocks))
         self._references: Counter[int] = Counter()
         self._content: dict[int, ContentId] = {}
@@ -36,14 +36,14 @@ class BlockPool:
         self._copies: dict[ContentId, dict[int, None]] = {}
 
     @property
-    def free(self) -> int:
+    def free_blocks(self) -> int:
         """Blocks that no request references, cached ones included."""
         return len(self._free)
 
     @property
-    def used(self) -> int:
+    def used_blocks(self) -> int:
         """Blocks that some request references."""
-        return self.usable - len(self._free)
+        return self.usable_blocks - len(self._free)
 
     def lookup(self, contents: Iterable[ContentId]) -> list[int]:
         """Blocks that hold the longest prefix of ``contents`` found in the cache; changes nothing."""

@@ -33,7 +33,7 @@ def make_engine(name: str, *args: Any, **kwargs: Any) -> Engine:
     Raises
     ------
     UserError
-        Unknown name.
+        Unknown name, or as `Engine`.
     """
     if name not in ENGINES:
         raise UserError(f"engine={name!r}: unknown{did_you_mean(name, ENGINES)}")

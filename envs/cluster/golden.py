@@ -47,7 +47,17 @@ class UnsupportedCaseError(Exception):
 
 
 class Step(NamedTuple):
-    """One ``schedule()`` call in plain numbers: pairs of [request, tokens] in the scheduler's order."""
+    """One ``schedule()`` call in plain numbers: pairs of [request, tokens] in the scheduler's order.
+
+    Attributes
+    ----------
+    scheduled : list of [int, int]
+        Running requests, then admitted ones, with the tokens that each gets.
+    hits : list of [int, int]
+        Admissions that begin with a prefix hit, and its tokens.
+    preempted : list of [int, int]
+        With the tokens that were computed and are lost.
+    """
 
     scheduled: Pairs
     hits: Pairs
@@ -55,7 +65,15 @@ class Step(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """State of a scheduler between calls."""
+    """State of a scheduler between calls.
+
+    Attributes
+    ----------
+    running, waiting : int
+        Requests.
+    free_blocks : int
+        KV blocks; cached ones that nobody refers to are free.
+    """
 
     running: int
     waiting: int
@@ -85,7 +103,19 @@ class GoldenScheduler(Protocol):
 
 
 class Record(NamedTuple):
-    """One ``schedule()`` call; the field names are those of the file."""
+    """One ``schedule()`` call; the field names are those of the file.
+
+    Attributes
+    ----------
+    k : int
+        Number of the call.
+    s, h, p : list of [int, int]
+        As `Step`: scheduled, hits, preempted.
+    r, w, b : int
+        As `Counts`, right after the call: running, waiting, free blocks.
+    f : list of int
+        Requests that the update before the next call finishes.
+    """
 
     k: int
     s: Pairs
@@ -99,7 +129,19 @@ class Record(NamedTuple):
 
 @dataclass
 class ScheduleReplay:
-    """All that a replay of one case can be compared by."""
+    """All that a replay of one case can be compared by.
+
+    Attributes
+    ----------
+    records : list of Record
+    end : {"done", "stuck"}
+        ``stuck``: nothing runs, nothing arrives any more, and the head of the queue can never be admitted.
+    unfinished : list of int
+        Requests that did not finish.
+    preemptions : list of int, length R
+        Of each request.
+    final_free_blocks : int
+    """
 
     records: list[Record] = field(default_factory=list)
     end: str = ""
@@ -108,7 +150,7 @@ class ScheduleReplay:
     final_free_blocks: int = 0
 
     def note(self, record: Record) -> None:
-        """Append a ``schedule()`` call.
+        """Append a ``schedule()`` call and count its preemptions.
 
         Parameters
         ----------
@@ -133,7 +175,19 @@ class ScheduleReplay:
 
 
 class Difference(NamedTuple):
-    """First disagreement of a replay; ``step`` is -1 for a field of the whole case."""
+    """First disagreement of a replay.
+
+    Attributes
+    ----------
+    seed, tags : int, tuple of str
+        Of the case.
+    step : int
+        Number of the ``schedule()`` call; -1 for a field of the whole case.
+    field : str
+        Of `Record`, or of the case.
+    expected, got : object
+        What was recorded, and what the replay has instead.
+    """
 
     seed: int
     tags: tuple[str, ...]
@@ -166,7 +220,18 @@ class GoldenReport:
 
 
 class ReferenceReplay:
-    """The reference `Scheduler` behind the `GoldenScheduler` protocol."""
+    """The reference `Scheduler` behind the `GoldenScheduler` protocol.
+
+    Parameters
+    ----------
+    case : mapping
+        A line of a golden file.
+
+    Raises
+    ------
+    UnsupportedCaseError, KeyError, UserError
+        As `case_args` and `case_request`.
+    """
 
     def __init__(self, case: Case) -> None:
         config = case["config"]
@@ -175,7 +240,13 @@ class ReferenceReplay:
         self._flight: deque[StepPlan] = deque()
 
     def add(self, request: int) -> None:
-        """Let a request arrive."""
+        """Let a request arrive.
+
+        Parameters
+        ----------
+        request : int
+            Its index in the case.
+        """
         self._scheduler.add(self._requests[request])
 
     def schedule(self) -> Step:
@@ -187,12 +258,12 @@ class ReferenceReplay:
     def update(self) -> list[int]:
         """Return the oldest iteration in flight; give the requests that finish."""
         returned = self._scheduler.update(self._flight.popleft())
-        return [request.index for request in returned if request.generated == request.output_tokens]
+        return [request.index for request in returned if request.returned_tokens == request.output_tokens]
 
     def counts(self) -> Counts:
         """Count running and waiting requests and free blocks."""
         scheduler = self._scheduler
-        return Counts(len(scheduler.running), len(scheduler.waiting), scheduler.pool.free)
+        return Counts(len(scheduler.running), len(scheduler.waiting), scheduler.pool.free_blocks)
 
 
 def case_args(case: Case) -> EngineArgs:
@@ -238,12 +309,14 @@ def case_request(case: Case, index: int) -> Request:
     Parameters
     ----------
     case : mapping
+        A line of a golden file; only ``requests`` is read.
     index : int
         Its place in ``requests``.
 
     Returns
     -------
     Request
+        Without priority and time 0 where the case states none.
 
     Raises
     ------
@@ -261,6 +334,7 @@ def replay(case: Case, make_scheduler: Callable[[Case], GoldenScheduler] = Refer
     Parameters
     ----------
     case : mapping
+        A line of a golden file, with `REQUIRED_KEYS`.
     make_scheduler : callable
         Puts a fresh scheduler with the case's settings and requests behind the protocol.
 
@@ -314,6 +388,7 @@ def expected_records(case: Case) -> Iterator[Record]:
     Parameters
     ----------
     case : mapping
+        A line of a golden file; only ``trace`` is read.
 
     Yields
     ------
@@ -343,11 +418,14 @@ def compare(case: Case, got: ScheduleReplay) -> Difference | None:
     Parameters
     ----------
     case : mapping
+        A line of a golden file.
     got : ScheduleReplay
+        What `replay` made of it.
 
     Returns
     -------
     Difference or None
+        None: they are equal.
     """
 
     def difference(step: int, name: str, expected: object, value: object) -> Difference:
@@ -406,17 +484,21 @@ def replay_file(path: str | Path, make_scheduler: Callable[[Case], GoldenSchedul
     Parameters
     ----------
     path : str or Path
+        JSONL, gzip or plain.
     make_scheduler : callable
         As for `replay`.
 
     Returns
     -------
     GoldenReport
+        With the cases that the scheduler does not model among the skipped ones.
 
     Raises
     ------
     UserError
-        The file cannot be read or a line is not a case.
+        The file cannot be read, or a line is not a case.
+    KeyError
+        A case lacks a setting, or a length of a request.
     """
     report = GoldenReport()
     for case in load_cases(path):

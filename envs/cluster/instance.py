@@ -81,7 +81,7 @@ class Instance:
         self.outcomes = outcomes
         self.ranks = [Scheduler(spec.engine, spec.num_gpu_blocks, spec.max_model_len) for _ in range(spec.dp)]
         self.depth = 2 if spec.engine.async_scheduling else 1
-        self.longest_tokens = min(spec.max_model_len, spec.kv_capacity_tokens)
+        self.max_model_len = spec.max_model_len
         self.in_flight = InFlight()
         self.last_dispatch_ns = first_arrival_ns
         self.ttft_ewma_s: float | None = None
@@ -99,24 +99,24 @@ class Instance:
         return int(self.env.now)
 
     @property
-    def signals(self) -> tuple[float, ...]:
-        """Values of the instance signals, in the order of SIGNALS up to ``decode_tokens_per_s``."""
-        usable = sum(rank.pool.usable for rank in self.ranks)
-        return (
-            self.in_flight.requests,
-            self.in_flight.prompt_tokens,
-            self.in_flight.awaiting_requests,
-            self.in_flight.awaiting_prompt_tokens,
-            self.in_flight.streamed_tokens,
-            (self.now - self.last_dispatch_ns) * NS,
-            self.ttft_ewma_s or 0.0,
-            sum(len(rank.running) for rank in self.ranks),
-            sum(len(rank.waiting) for rank in self.ranks),
-            self._used_blocks() / usable,
-            self.hardware.kv_capacity_tokens,
-            self.hardware.prefill_tokens_per_s,
-            self.hardware.decode_tokens_per_s,
-        )
+    def signals(self) -> dict[str, float]:
+        """Values of the signals that belong to an instance."""
+        return {
+            "in_flight_requests": self.in_flight.requests,
+            "in_flight_prompt_tokens": self.in_flight.prompt_tokens,
+            "awaiting_first_token_requests": self.in_flight.awaiting_requests,
+            "awaiting_first_token_prompt_tokens": self.in_flight.awaiting_prompt_tokens,
+            "streamed_tokens": self.in_flight.streamed_tokens,
+            "since_dispatch_s": (self.now - self.last_dispatch_ns) * NS,
+            "ttft_ewma_s": self.ttft_ewma_s or 0.0,
+            "running_requests": sum(len(rank.running) for rank in self.ranks),
+            "waiting_requests": sum(len(rank.waiting) for rank in self.ranks),
+            "kv_usage": self._used_blocks() / sum(rank.pool.usable_blocks for rank in self.ranks),
+            "kv_capacity_tokens": self.hardware.kv_capacity_tokens,
+            "prefill_tokens_per_s": self.hardware.prefill_tokens_per_s,
+            "decode_tokens_per_s": self.hardware.decode_tokens_per_s,
+            "remaining_tokens": self.in_flight.remaining_tokens,
+        }
 
     def receive(self, request: Request) -> None:
         """Take a dispatched request, or reject it if it can never run to its end."""
@@ -124,7 +124,7 @@ class Instance:
         self._stalled_iterations = 0
         self.stats["dispatched"] += 1
         self.outcomes.results["instance"][request.index] = self.index
-        if request.prompt_tokens + request.output_tokens > self.longest_tokens:
+        if request.prompt_tokens + request.output_tokens > self.max_model_len:
             self.outcomes.results["status"][request.index] = REJECTED
             self.outcomes.rejected += 1
             self.stats["rejected"] += 1
@@ -214,16 +214,16 @@ class Instance:
             self.stats["prefill_tokens"] += plan.prefill_tokens
             self.stats["decode_tokens"] += plan.decodes
             for request in rank.update(plan):
-                self._token(request)
+                self._give_token(request)
 
-    def _token(self, request: Request) -> None:
+    def _give_token(self, request: Request) -> None:
         now = self.now
         self._stalled_iterations = 0
         self.outcomes.token(request, now)
         self.in_flight.token(request)
-        if request.generated == request.output_tokens:
+        if request.returned_tokens == request.output_tokens:
             self.stats["finished"] += 1
-        if request.generated == 1:
+        if request.returned_tokens == 1:
             ttft_s = since_s(request.arrival_ns, now)
             ewma = ttft_s if self.ttft_ewma_s is None else self.ttft_ewma_s
             self.ttft_ewma_s = ewma + EWMA_WEIGHT * (ttft_s - ewma)
@@ -232,7 +232,7 @@ class Instance:
         return self.ranks[0]
 
     def _used_blocks(self) -> int:
-        return sum(rank.pool.used for rank in self.ranks)
+        return sum(rank.pool.used_blocks for rank in self.ranks)
 
     def _count_blocks(self) -> None:
         """Integrate the used blocks up to now; they change in ``schedule`` and ``update`` only."""
@@ -278,7 +278,7 @@ class DataParallelGroup(Instance):
     ) -> None:
         super().__init__(env, index, spec, outcomes, first_arrival_ns)
         self._published_tick = 0
-        self._published = [0] * spec.dp
+        self._published_loads = [0] * spec.dp
 
     def _seconds(self, plans: list[StepPlan]) -> float:
         tables, engine = self.hardware.tables, self.spec.engine
@@ -294,8 +294,8 @@ class DataParallelGroup(Instance):
 
     def _choose_rank(self) -> Scheduler:
         self._publish(self.now)
-        best = min(range(len(self.ranks)), key=self._published.__getitem__)
-        self._published[best] += 4
+        best = min(range(len(self.ranks)), key=self._published_loads.__getitem__)
+        self._published_loads[best] += 4
         return self.ranks[best]
 
     def _publish(self, now: int) -> None:
@@ -303,7 +303,7 @@ class DataParallelGroup(Instance):
         tick = now // BALANCER_PERIOD_NS
         if tick > self._published_tick:
             self._published_tick = tick
-            self._published = [4 * len(rank.waiting) + len(rank.running) for rank in self.ranks]
+            self._published_loads = [4 * len(rank.waiting) + len(rank.running) for rank in self.ranks]
 
 
 def make_instance(

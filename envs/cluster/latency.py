@@ -18,9 +18,9 @@ Its duration in seconds is then (every coefficient but ``moe_q`` multiplied by t
 ``pad(x)`` is the smallest CUDA-graph capture size that holds x. An iteration of a data-parallel group lasts as long as
 its slowest rank without the expert term, plus the expert term for the tokens of all ranks.
 
-Rows do not mix: a fit splits the cost per token between the dense and the expert terms as it likes, so that the terms of
-one row mean nothing in another. Where a combination was not measured, `find_row` composes an estimate from one row and
-says so.
+Rows do not mix: a fit splits the cost per token between the dense and the expert terms as it likes, so that the terms
+of one row mean nothing in another. Where a combination was not measured, `find_row` composes an estimate from one row
+and says so.
 """
 
 from __future__ import annotations
@@ -46,7 +46,26 @@ ESTIMATE_TIER = "E"  # below all others, whatever the row that an estimate is co
 class LatencyModel:
     """Coefficients of one catalogue row, scale already applied, in seconds per unit.
 
-    The field names are those of the formula in the module docstring; ``moe_q`` is ``top_k / experts``.
+    The field names begin as those of the formula in the module docstring.
+
+    Attributes
+    ----------
+    w0_s, w1_s_per_tok : float
+        Reading the weights: of an iteration, and of each (padded) token of it.
+    c0_s, c1_s_per_tok : float
+        Computing the linear layers, which binds in iterations with much prefill: likewise.
+    kd_s_per_ctxtok, km_s_per_ctxtok : float
+        Attention of decodes, per token of their contexts, in iterations without and with prefill.
+    a_s_per_pair : float
+        Attention of prefill, per causal query-key pair.
+    sm_s_per_seq, om_s : float
+        What a mixed iteration costs besides: per decode, and in all.
+    moe_we_s : float
+        Reading all experts once.
+    moe_q : float
+        Share of the experts that one token needs, ``top_k / experts``.
+    moe_g_s_per_tok : float
+        Computing the experts of a token.
     """
 
     w0_s: float
@@ -91,7 +110,19 @@ class LatencyTables(NamedTuple):
 
 
 def pad_tokens(tokens: int, max_num_seqs: int, enabled: bool = True) -> int:
-    """Smallest CUDA-graph capture size that holds ``tokens``; ``tokens`` itself beyond the largest."""
+    """Smallest CUDA-graph capture size that holds an iteration's tokens; their number itself beyond the largest.
+
+    The sizes are those that vLLM captures by default: `CAPTURE_SIZES` up to twice ``max_num_seqs``.
+
+    Parameters
+    ----------
+    tokens : int
+        Of one rank.
+    max_num_seqs : int
+        The scheduler's.
+    enabled : bool
+        False: no padding, as with vLLM's ``enforce_eager``.
+    """
     largest = min(CUDA_GRAPH_MAX, 2 * max_num_seqs)
     if not enabled or tokens > largest:
         return tokens
@@ -106,7 +137,23 @@ def latency_tables(
     cuda_graph_padding: bool = True,
     data_parallel_size: int = 1,
 ) -> LatencyTables:
-    """Tabulate ``model`` for iterations of up to ``max_tokens`` tokens per rank; shared, not to be written to."""
+    """Tabulate the formula by token count.
+
+    Parameters
+    ----------
+    model : LatencyModel
+    max_tokens : int
+        Most tokens of an iteration of one rank.
+    max_num_seqs, cuda_graph_padding : int, bool
+        As for `pad_tokens`.
+    data_parallel_size : int
+        Ranks of the group, which move in lock step.
+
+    Returns
+    -------
+    LatencyTables
+        Shared between equal calls: not to be written to.
+    """
 
     def moe(tokens: int) -> float:
         saturating: float = 1.0 - (1.0 - model.moe_q) ** tokens
@@ -134,6 +181,7 @@ def iteration_seconds(tables: LatencyTables, n: int, prefill_tokens: int, contex
     Parameters
     ----------
     tables : LatencyTables
+        Of the rank.
     n : int
         Decode sequences.
     prefill_tokens : int
@@ -155,7 +203,13 @@ def iteration_seconds(tables: LatencyTables, n: int, prefill_tokens: int, contex
 
 
 def to_ns(seconds: float) -> int:
-    """Round to int64 nanoseconds, once per iteration; an iteration lasts at least 1 ns."""
+    """Round to whole nanoseconds, once per iteration, which lasts at least 1 ns.
+
+    Parameters
+    ----------
+    seconds : float
+        At least 0.
+    """
     return max(1, int(seconds * 1e9 + 0.5))
 
 
@@ -176,7 +230,7 @@ class CatalogueRow:
         Of one rank; the expert terms are for the tokens of all ranks.
     kv_bytes_per_token : float
     kv_capacity_tokens : int
-        Of one rank.
+        Estimate of what one rank's KV cache holds.
     provenance : str
         Where the figures come from.
     estimate : str
@@ -251,6 +305,7 @@ def find_row(
     Parameters
     ----------
     gpu, model : str
+        As in the catalogue: ``RTX4090``, ``Llama-3.1-8B``.
     tp, dp : int
         GPUs of one rank; ranks of the group.
     ep : int, optional
@@ -324,7 +379,15 @@ def _estimate(base: CatalogueRow, dp: int, ep: int | None) -> CatalogueRow:
 
 
 class BatchDefaults(NamedTuple):
-    """What ``vllm serve`` takes where nothing is said."""
+    """What ``vllm serve`` takes where nothing is said.
+
+    Attributes
+    ----------
+    max_num_batched_tokens : int
+        Tokens of one iteration.
+    max_num_seqs : int
+        Requests in the running list.
+    """
 
     max_num_batched_tokens: int
     max_num_seqs: int
@@ -333,9 +396,14 @@ class BatchDefaults(NamedTuple):
 def batch_defaults(gpu: str) -> BatchDefaults:
     """Return what ``vllm serve`` takes on a GPU where nothing is said.
 
-    The rule is vLLM's own (``EngineArgs.get_batch_defaults``, API server): 1,024 sequences and 8,192 tokens from 70 GiB of
-    memory, 16,384 from 160 GiB (since v0.28); 256 and 2,048 with less, and on every A100, where larger iterations cost
-    throughput (vLLM's pull request 17885). The memory is that of ``gpus.csv``.
+    The rule is vLLM's own (``EngineArgs.get_batch_defaults``, API server): 1,024 sequences and 8,192 tokens from 70 GiB
+    of memory, 16,384 from 160 GiB (since v0.28); 256 and 2,048 with less, and on every A100, where larger iterations
+    cost throughput (vLLM's pull request 17885). The memory is that of ``gpus.csv``.
+
+    Parameters
+    ----------
+    gpu : str
+        As in the catalogue, ``RTX4090``.
 
     Raises
     ------

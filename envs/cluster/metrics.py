@@ -34,7 +34,18 @@ Summary = dict[str, Any]
 
 
 class Metric(NamedTuple):
-    """One key of `summarize`: what it is, in which unit, which way is better ("none": neither), and who defines it so."""
+    """One key of `summarize`.
+
+    Attributes
+    ----------
+    name : str
+    unit : str
+        ``-`` where it is no number.
+    better : {"lower", "higher", "none"}
+    definition : str
+    source : str
+        Who defines it so.
+    """
 
     name: str
     unit: str
@@ -88,7 +99,12 @@ _EDGES_NS = np.array([float(gap_bin_low_ns(index)) for index in range(GAP_BINS +
 
 
 def find_metric(key: str) -> Metric:
-    """Return the registry row of a summary key, dotted or not: ``"ttft_s.p90"`` gives ``ttft_s``.
+    """Return the registry row of a summary key.
+
+    Parameters
+    ----------
+    key : str
+        Dotted or not: ``"ttft_s.p90"`` gives the row of ``ttft_s``.
 
     Raises
     ------
@@ -108,7 +124,12 @@ def markdown_table() -> str:
 
 
 def find_ranking(key: str) -> Metric:
-    """Return the registry row of a figure that policies may be ranked by, e.g. ``"e2e_charged_s.p99"``.
+    """Return the registry row of a figure that policies may be ranked by.
+
+    Parameters
+    ----------
+    key : str
+        One of `RANKING`; of a latency its ``mean`` or ``p99``, as in ``"e2e_charged_s.p99"``.
 
     Raises
     ------
@@ -129,22 +150,43 @@ def find_ranking(key: str) -> Metric:
 
 
 def slo_met(requests: NDArray[np.void], results: NDArray[np.void], slo: Slo) -> NDArray[np.bool_]:
-    """Whether each request finished within ``slo``, shape (R,)."""
+    """Whether each request finished within its objectives, shape (R,).
+
+    Parameters
+    ----------
+    requests : ndarray of REQUEST_DTYPE, shape (R,)
+    results : ndarray of RESULT_DTYPE, shape (R,)
+    slo : Slo
+    """
     first, finish = results["first_token_ns"], results["finish_ns"]
     ttft = since_s(requests["arrival_ns"], first)
     tpot = tpot_s(first, finish, requests["output_tokens"])
-    met: NDArray[np.bool_] = within_slo(ttft, tpot, requests["prompt_tokens"], *slo.limits)
+    met: NDArray[np.bool_] = within_slo(ttft, tpot, requests["prompt_tokens"], slo.limits)
     return met & (results["status"] == FINISHED)
 
 
 def slo_attainment_curve(
     requests: NDArray[np.void], results: NDArray[np.void], slo: Slo, scales: Sequence[float] = SLO_SCALES
 ) -> list[float]:
-    """Share of all requests that finished within ``slo`` multiplied by each of ``scales``."""
+    """Share of all requests, in [0, 1], that finished within their objectives, these multiplied by each of some scales.
+
+    Parameters
+    ----------
+    requests : ndarray of REQUEST_DTYPE, shape (R,)
+    results : ndarray of RESULT_DTYPE, shape (R,)
+    slo : Slo
+    scales : sequence of float
+        Above 1: looser. In the order of the result.
+
+    Raises
+    ------
+    UserError
+        A scale that is not positive and finite.
+    """
     return [float(slo_met(requests, results, slo.scaled(scale)).mean()) for scale in scales]
 
 
-def run_end_ns(trace: Trace, results: NDArray[np.void]) -> int:
+def _run_end_ns(trace: Trace, results: NDArray[np.void]) -> int:
     """Instant of the last arrival, first token or finish: the end of a run that was drained."""
     last = max(int(results[name].max()) for name in ("scheduled_ns", "first_token_ns", "finish_ns"))
     return max(last, int(trace.requests["arrival_ns"][-1]))
@@ -153,7 +195,13 @@ def run_end_ns(trace: Trace, results: NDArray[np.void]) -> int:
 def latencies(
     requests: NDArray[np.void], results: NDArray[np.void]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """TTFT, TPOT and E2E of each request in seconds, shape (R,) each, NaN where they do not exist."""
+    """TTFT, TPOT and E2E of each request in seconds, shape (R,) each, NaN where they do not exist.
+
+    Parameters
+    ----------
+    requests : ndarray of REQUEST_DTYPE, shape (R,)
+    results : ndarray of RESULT_DTYPE, shape (R,)
+    """
     arrival, first, outputs = requests["arrival_ns"], results["first_token_ns"], requests["output_tokens"]
     finished = results["status"] == FINISHED
     tpot = np.where(finished & (outputs > 1), tpot_s(first, results["finish_ns"], outputs), np.nan)
@@ -161,7 +209,15 @@ def latencies(
 
 
 def charged(latency_s: NDArray[np.float64], results: NDArray[np.void], failure_s: float) -> NDArray[np.float64]:
-    """``latency_s`` of the finished requests, ``failure_s`` for each of the others, shape (R,)."""
+    """Latency of each finished request, and the charge for each of the others, in seconds, shape (R,).
+
+    Parameters
+    ----------
+    latency_s : ndarray of float64, shape (R,)
+    results : ndarray of RESULT_DTYPE, shape (R,)
+    failure_s : float
+        What a rejected or unfinished request is charged.
+    """
     return np.where(results["status"] == FINISHED, latency_s, failure_s)
 
 
@@ -181,6 +237,11 @@ def per_request(trace: Trace, results: NDArray[np.void], slo: Slo, *, failure_s:
     -------
     dict of str to ndarray, shape (R,)
         Latencies in seconds, NaN where they do not exist.
+
+    Raises
+    ------
+    ValueError
+        Not as many results as requests.
     """
     rows = trace.requests
     if len(results) != len(rows):
@@ -215,7 +276,18 @@ def _since(earlier_ns: NDArray[np.int64], later_ns: NDArray[np.int64]) -> NDArra
 
 
 def distribution(values: NDArray[np.float64]) -> dict[str, float | None]:
-    """Mean, P50, P90, P99 and maximum of the finite ``values``; None without any."""
+    """Mean, P50, P90, P99 and maximum of the finite values.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (R,)
+        Of any unit; NaN where there is none.
+
+    Returns
+    -------
+    dict of str to (float or None)
+        ``mean``, ``p50``, ``p90``, ``p99``, ``max`` in the same unit; None without any finite value.
+    """
     finite = values[np.isfinite(values)]
     if not len(finite):
         return dict.fromkeys(("mean", *(f"p{q}" for q in PERCENTILES), "max"))
@@ -225,7 +297,7 @@ def distribution(values: NDArray[np.float64]) -> dict[str, float | None]:
 
 
 def gap_distribution(histogram: NDArray[np.int64]) -> dict[str, float | None]:
-    """Estimate the `distribution` of token gaps from their histogram.
+    """Estimate the `distribution` of token gaps in seconds from their histogram.
 
     Within a bin the gaps are taken to be spread evenly, so a figure is off by at most the bin's width:
     nothing below 128 ns, 1.6 % above.
@@ -234,6 +306,11 @@ def gap_distribution(histogram: NDArray[np.int64]) -> dict[str, float | None]:
     ----------
     histogram : ndarray of int64, shape (GAP_BINS,)
         Counts per bin of `fleetgym.envs.cluster.engine.gap_bin`.
+
+    Raises
+    ------
+    ValueError
+        Another shape.
     """
     if histogram.shape != (GAP_BINS,):
         raise ValueError(f"histogram: shape {histogram.shape}, expected ({GAP_BINS},)")
@@ -289,7 +366,7 @@ def summarize(
     dict
         The keys of `METRICS`; plain int, float, str or None at the leaves, so that JSON holds it as it is.
     """
-    end = run_end_ns(trace, results) if end_ns is None else end_ns
+    end = _run_end_ns(trace, results) if end_ns is None else end_ns
     columns = per_request(trace, results, slo, failure_s=failure_s)
     arrivals = trace.requests["arrival_ns"]
     span_s = since_s(int(arrivals[0]), end)
@@ -371,7 +448,15 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 
 def flatten(summary: Mapping[str, Any], prefix: str = "") -> dict[str, float | int | str | None]:
-    """Turn a summary into one table row: ``{"ttft_s": {"mean": 1.0}}`` gives ``{"ttft_s.mean": 1.0}``; lists are left out."""
+    """Turn a summary into one table row: ``{"ttft_s": {"mean": 1.0}}`` gives ``{"ttft_s.mean": 1.0}``.
+
+    Parameters
+    ----------
+    summary : mapping
+        As `summarize` gives it; lists in it are left out.
+    prefix : str
+        Put before each key.
+    """
     row: dict[str, float | int | str | None] = {}
     for key, value in summary.items():
         if isinstance(value, Mapping):

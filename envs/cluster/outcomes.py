@@ -12,10 +12,17 @@ from fleetgym.envs.cluster.judging import NS, since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.requests import FINISHED, RESULT_DTYPE
 from fleetgym.envs.cluster.scheduler import Request
 from fleetgym.envs.cluster.spec import Slo
+from fleetgym.envs.signals import TERM_NAMES
 
 
 class Outcomes:
     """What became of each request of a cluster, and what happened since the last decision.
+
+    Parameters
+    ----------
+    requests : ndarray of REQUEST_DTYPE, shape (R,)
+    slo : Slo
+        Objectives that finished requests are counted by.
 
     Attributes
     ----------
@@ -43,38 +50,58 @@ class Outcomes:
         self.finished = self.slo_met = self.rejected = self.preempted = self.recomputed_tokens = 0
 
     def advance(self, now: int) -> None:
-        """Integrate the request counts up to ``now``, in whole request-nanoseconds."""
+        """Integrate the request counts, in whole request-nanoseconds.
+
+        Parameters
+        ----------
+        now : int
+            Up to this time, in nanoseconds; never before an earlier call's.
+        """
         elapsed = now - self._updated_ns
         self.unfinished_ns += self.unfinished * elapsed
         self.awaiting_ns += self.awaiting * elapsed
         self._updated_ns = now
 
     def take_terms(self, now: int) -> list[float]:
-        """Give the terms of the interval that ends ``now``, in the order of TERM_NAMES, and begin a new one."""
+        """Give the terms of the interval that ends now, in the order of TERM_NAMES, and begin a new one.
+
+        Parameters
+        ----------
+        now : int
+            Nanoseconds.
+        """
         self.advance(now)
-        terms = [
-            self.unfinished_ns * NS,
-            self.awaiting_ns * NS,
-            float(self.finished),
-            float(self.slo_met),
-            float(self.rejected),
-            float(self.preempted),
-            float(self.recomputed_tokens),
-        ]
+        terms = {
+            "unfinished_request_s": self.unfinished_ns * NS,
+            "awaiting_first_token_request_s": self.awaiting_ns * NS,
+            "finished": self.finished,
+            "slo_met": self.slo_met,
+            "rejected": self.rejected,
+            "preempted": self.preempted,
+            "recomputed_tokens": self.recomputed_tokens,
+        }
         self._clear()
-        return terms
+        return [float(terms[name]) for name in TERM_NAMES]
 
     def token(self, request: Request, now: int) -> None:
-        """Note a returned token."""
+        """Note a returned token.
+
+        Parameters
+        ----------
+        request : Request
+            Its ``generated`` counts the token already.
+        now : int
+            When it is returned, in nanoseconds.
+        """
         index = request.index
         self.advance(now)
-        if request.generated == 1:
+        if request.returned_tokens == 1:
             self.results["first_token_ns"][index] = now
             self.awaiting -= 1
         else:
             self.gaps[gap_bin(now - int(self.last_token_ns[index]))] += 1
         self.last_token_ns[index] = now
-        if request.generated == request.output_tokens:
+        if request.returned_tokens == request.output_tokens:
             self.results["finish_ns"][index] = now
             self.results["status"][index] = FINISHED
             self.unfinished -= 1
@@ -84,12 +111,24 @@ class Outcomes:
     def _meets_slo(self, request: Request, now: int) -> bool:
         first = int(self.results["first_token_ns"][request.index])
         ttft = since_s(request.arrival_ns, first)
-        return within_slo(ttft, tpot_s(first, now, request.output_tokens), request.prompt_tokens, *self.slo.limits)
+        return within_slo(ttft, tpot_s(first, now, request.output_tokens), request.prompt_tokens, self.slo.limits)
 
 
 @dataclass
 class InFlight:
-    """Sums over the requests dispatched to an instance and not finished."""
+    """Sums over the requests dispatched to an instance and not finished.
+
+    Attributes
+    ----------
+    requests : int
+        How many.
+    prompt_tokens, output_tokens : int
+        Their lengths.
+    awaiting_requests, awaiting_prompt_tokens : int
+        Those without a first token, and their prompts.
+    streamed_tokens : int
+        Output tokens that have been returned.
+    """
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -104,7 +143,13 @@ class InFlight:
         return self.awaiting_prompt_tokens + self.output_tokens - self.streamed_tokens
 
     def add(self, request: Request) -> None:
-        """Count a dispatched request."""
+        """Count a dispatched request.
+
+        Parameters
+        ----------
+        request : Request
+            One that was not rejected.
+        """
         self.requests += 1
         self.prompt_tokens += request.prompt_tokens
         self.output_tokens += request.output_tokens
@@ -112,12 +157,18 @@ class InFlight:
         self.awaiting_prompt_tokens += request.prompt_tokens
 
     def token(self, request: Request) -> None:
-        """Count a returned token; the last one takes its request out."""
+        """Count a returned token; the last one takes its request out.
+
+        Parameters
+        ----------
+        request : Request
+            Its ``generated`` counts the token already.
+        """
         self.streamed_tokens += 1
-        if request.generated == 1:
+        if request.returned_tokens == 1:
             self.awaiting_requests -= 1
             self.awaiting_prompt_tokens -= request.prompt_tokens
-        if request.generated == request.output_tokens:
+        if request.returned_tokens == request.output_tokens:
             self.requests -= 1
             self.prompt_tokens -= request.prompt_tokens
             self.output_tokens -= request.output_tokens

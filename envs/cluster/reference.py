@@ -85,16 +85,17 @@ class Cluster:
 
     def signals(self) -> NDArray[np.float64]:
         """All signals of all instances at the present decision, shape (N, len(SIGNALS))."""
-        row = self.trace.requests[min(self.pending, len(self.trace) - 1)]
-        request = (row["prompt_tokens"], row["priority"], row["output_tokens"])
-        values = np.array([(*one.signals, *request, one.in_flight.remaining_tokens) for one in self.instances], float)
+        request = self.trace.requests[min(self.pending, len(self.trace) - 1)]
+        of_request = {name: request[name] for name in ("prompt_tokens", "priority", "output_tokens")}
+        rows = [of_request | one.signals for one in self.instances]
+        values = np.array([[row[name] for name in SIGNAL_NAMES] for row in rows], float)
         values[~self.available] = 0.0
         return values
 
     def mask(self) -> NDArray[np.bool_]:
         """Available instances that can hold the pending prompt and one token, or all if none can."""
         prompt = self.trace.requests["prompt_tokens"][min(self.pending, len(self.trace) - 1)]
-        large = np.array([prompt + 1 <= instance.longest_tokens for instance in self.instances])
+        large = np.array([prompt + 1 <= instance.max_model_len for instance in self.instances])
         fitting: NDArray[np.bool_] = self.available & large
         return fitting if fitting.any() else self.available
 

@@ -72,14 +72,23 @@ class Trace:
         ``[j * block_size, (j + 1) * block_size)``; equal ids mean equal tokens *and* equal prefix.
         A chain may go on into the answer. Blocks past its end are private to the request.
     class_names : tuple of str
+        What ``class_id`` counts.
     name : str
+        As messages call it.
     block_size : int or None
         Tokens that one content id names; None: not known.
     block_size_stated : bool
         Whether somebody said so, and it does not merely follow from the lengths of the chains.
-    origin : (Trace, ndarray of int64), optional
+    origin : (Trace, ndarray of int64, shape (R,)), optional
         The trace that this one was cut from and the place of each request in it: what is known of its chains need not
         be found again.
+
+    Raises
+    ------
+    UserError
+        No request, a length below 1, or a time that goes back.
+    TypeError
+        ``requests`` are of another dtype.
     """
 
     requests: NDArray[np.void]
@@ -133,7 +142,33 @@ def make_trace(
     block_size: int | None = None,
     block_size_stated: bool = True,
 ) -> Trace:
-    """Assemble a `Trace` from columns (``chains``: one id array per request)."""
+    """Assemble a `Trace` from columns.
+
+    Parameters
+    ----------
+    arrival_ns : ndarray of int64, shape (R,)
+        Ascending, at least 0.
+    prompt_tokens, output_tokens : ndarray of int64, shape (R,)
+        At least 1.
+    name : str
+        As messages call it.
+    priority : int or ndarray of int64, shape (R,)
+        Smaller is more important.
+    class_id : int or ndarray of int64, shape (R,)
+        Index into ``class_names``.
+    class_names : tuple of str
+    chains : list of ndarray of int64, length R, optional
+        Content ids of each request's blocks, perhaps none; of any shape (K,).
+    block_size : int, optional
+        Tokens that one content id names; None: not known.
+    block_size_stated : bool
+        Whether somebody said so.
+
+    Raises
+    ------
+    UserError
+        No request, a length below 1, or a time that goes back.
+    """
     rows = np.zeros(len(arrival_ns), REQUEST_DTYPE)
     rows["arrival_ns"] = arrival_ns
     rows["prompt_tokens"] = prompt_tokens

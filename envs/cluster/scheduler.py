@@ -32,19 +32,19 @@ class Request:
     arrival_ns : int
     chain : sequence of int
         Content ids of its leading full blocks; later blocks are private.
-    generated : int
+    returned_tokens : int
         Output tokens returned by ``update``.
-    placeholders : int
+    output_placeholders : int
         Tokens sampled by an iteration in flight.
-    computed : int
+    computed_tokens : int
         Tokens with KV entries, those of iterations in flight included.
     prefill_end : int
         Tokens known at the latest admission: up to here it is prefill, afterwards decode.
-    lost : int
+    lost_tokens : int
         Computed tokens lost by the latest preemption, until it is resumed.
     blocks : list of int
         Physical blocks, in sequence order.
-    registered : int
+    registered_blocks : int
         Leading blocks whose content is registered.
     """
 
@@ -54,22 +54,22 @@ class Request:
     priority: int = 0
     arrival_ns: int = 0
     chain: Sequence[int] = ()
-    generated: int = 0
-    placeholders: int = 0
-    computed: int = 0
+    returned_tokens: int = 0
+    output_placeholders: int = 0
+    computed_tokens: int = 0
     prefill_end: int = 0
-    lost: int = 0
+    lost_tokens: int = 0
     running: bool = False
     blocks: list[int] = field(default_factory=list)
-    registered: int = 0
+    registered_blocks: int = 0
 
     @property
-    def known(self) -> int:
+    def known_tokens(self) -> int:
         """Tokens whose value is known: the prompt and the returned output."""
-        return self.prompt_tokens + self.generated
+        return self.prompt_tokens + self.returned_tokens
 
     @property
-    def rank(self) -> tuple[int, int, int]:
+    def queue_key(self) -> tuple[int, int, int]:
         """Key of the priority queue, smaller first."""
         return (self.priority, self.arrival_ns, self.index)
 
@@ -171,7 +171,7 @@ class Scheduler:
             Not in either list.
         """
         if self.args.scheduling_policy == "priority":
-            bisect.insort(self.waiting, request, key=lambda other: other.rank)
+            bisect.insort(self.waiting, request, key=lambda other: other.queue_key)
         else:
             self.waiting.append(request)
 
@@ -202,15 +202,15 @@ class Scheduler:
         Returns
         -------
         list of Request
-            Those that got a token, in scheduling order. One with ``generated == output_tokens`` is finished and has
+            Those that got a token, in scheduling order. One with ``returned_tokens == output_tokens`` is finished and has
             given its blocks back.
         """
         for request in plan.samples:
-            request.generated += 1
+            request.returned_tokens += 1
             if request.running:  # else it was preempted meanwhile: the token is kept and recomputed on resume
-                request.placeholders -= 1
-                self._register(request, request.computed - request.placeholders)
-            if request.generated == request.output_tokens:
+                request.output_placeholders -= 1
+                self._register(request, request.computed_tokens - request.output_placeholders)
+            if request.returned_tokens == request.output_tokens:
                 self._finish(request)
         return plan.samples
 
@@ -244,17 +244,17 @@ class Scheduler:
 
     def _wanted(self, request: Request) -> int:
         """Tokens that a running request could compute now."""
-        in_flight = request.placeholders
-        if in_flight > 0 and request.computed + 2 - in_flight >= request.prompt_tokens + request.output_tokens:
+        in_flight = request.output_placeholders
+        if in_flight > 0 and request.computed_tokens + 2 - in_flight >= request.prompt_tokens + request.output_tokens:
             return 0  # the token in flight is its last
-        wanted = request.known + in_flight - request.computed
-        return min(wanted, self.max_model_len - 1 - request.computed)
+        wanted = request.known_tokens + in_flight - request.computed_tokens
+        return min(wanted, self.max_model_len - 1 - request.computed_tokens)
 
     def _grow(self, request: Request, tokens: int) -> bool:
         """Take the blocks for ``tokens`` more tokens, or nothing if too few are free."""
-        end = request.computed + tokens
+        end = request.computed_tokens + tokens
         needed = self._blocks_for(end) - len(request.blocks)
-        if needed > self.pool.free:
+        if needed > self.pool.free_blocks:
             return False
         request.blocks += self.pool.draw(needed)
         # Hittable from now on although it is only computed by this iteration, as in vLLM.
@@ -279,9 +279,9 @@ class Scheduler:
         """Give up a running request's blocks; all that it computed has to be computed again."""
         self.running.remove(victim)
         self.pool.release(victim.blocks)
-        plan.preempted.append((victim, victim.computed))
-        victim.lost = victim.computed
-        victim.computed = victim.placeholders = victim.registered = 0
+        plan.preempted.append((victim, victim.computed_tokens))
+        victim.lost_tokens = victim.computed_tokens
+        victim.computed_tokens = victim.output_placeholders = victim.registered_blocks = 0
         victim.blocks = []
         victim.running = False
         if self.args.scheduling_policy == "priority":
@@ -295,7 +295,7 @@ class Scheduler:
             request = self.waiting[0]
             hits = self._lookup(request)
             hit_tokens = len(hits) * self.args.block_size
-            tokens = min(request.known - hit_tokens, largest, budget)
+            tokens = min(request.known_tokens - hit_tokens, largest, budget)
             if not self._fits(request, hits, hit_tokens + tokens):
                 return  # nobody behind the head is tried
             self.waiting.pop(0)
@@ -309,55 +309,55 @@ class Scheduler:
         """Find the cached blocks that a request could start with; at least one token is always left to compute."""
         if not self.args.enable_prefix_caching:
             return []
-        limit = (request.known - 1) // self.args.block_size
+        limit = (request.known_tokens - 1) // self.args.block_size
         return self.pool.lookup(request.content(block) for block in range(limit))
 
     def _fits(self, request: Request, hits: list[int], end: int) -> bool:
         """Check an admission up to token ``end``; with ``reserve_full_prompt`` up to all known tokens."""
-        needed = self._blocks_for(request.known if self.args.reserve_full_prompt else end)
+        needed = self._blocks_for(request.known_tokens if self.args.reserve_full_prompt else end)
         watermark = self.watermark_blocks if self.running else 0
-        return needed - len(hits) + self.pool.count_free(hits) + watermark <= self.pool.free
+        return needed - len(hits) + self.pool.count_free(hits) + watermark <= self.pool.free_blocks
 
     def _start(self, request: Request, hits: list[int], plan: StepPlan) -> None:
         """Begin an admission, first or resumed, with the blocks it hit."""
         hit_tokens = len(hits) * self.args.block_size
         self.pool.share(hits)
         request.blocks = hits
-        request.registered = len(hits)
-        request.computed = hit_tokens
-        request.prefill_end = request.known
+        request.registered_blocks = len(hits)
+        request.computed_tokens = hit_tokens
+        request.prefill_end = request.known_tokens
         request.running = True
         plan.admitted.append(request)
         if hits:
             plan.hits.append((request, hit_tokens))
-        if request.lost:
+        if request.lost_tokens:
             # Another request may have cached more than this one had computed.
-            plan.recomputed.append((request, max(0, request.lost - hit_tokens)))
-            request.lost = 0
+            plan.recomputed.append((request, max(0, request.lost_tokens - hit_tokens)))
+            request.lost_tokens = 0
 
     def _advance(self, plan: StepPlan) -> None:
         """Count the iteration's tokens as computed and classify them for the latency formula."""
         for request, tokens in plan.scheduled:
-            past = request.computed
+            past = request.computed_tokens
             if past < request.prefill_end:
                 plan.prefill_tokens += tokens
                 plan.pairs_x2 += tokens * (2 * past + tokens + 1)
             else:
                 plan.decodes += 1
                 plan.context += past + 1
-            request.computed += tokens
-            if request.computed == request.known + request.placeholders:
-                request.placeholders += 1
+            request.computed_tokens += tokens
+            if request.computed_tokens == request.known_tokens + request.output_placeholders:
+                request.output_placeholders += 1
                 plan.samples.append(request)
 
     def _register(self, request: Request, end: int) -> None:
         """Make the blocks filled by the first ``end`` tokens hittable, as far as these are known."""
         if not self.args.enable_prefix_caching:
             return
-        full = min(end, request.known) // self.args.block_size
-        for block in range(request.registered, full):
+        full = min(end, request.known_tokens) // self.args.block_size
+        for block in range(request.registered_blocks, full):
             self.pool.register(request.blocks[block], request.content(block))
-        request.registered = max(request.registered, full)
+        request.registered_blocks = max(request.registered_blocks, full)
 
     def _finish(self, request: Request) -> None:
         (self.running if request.running else self.waiting).remove(request)

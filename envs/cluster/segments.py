@@ -1,9 +1,10 @@
 """What is common to the chains of a trace: runs of blocks that always follow each other.
 
-A trace names a prompt block by block, and most blocks have only one possible neighbour: the next one of the same prompt.
-A *segment* is a longest run of block ids of which each is followed by the next, and preceded by the one before, wherever
-it occurs. Written in segments a chain of hundreds of ids is a few entries long, whatever the ids are (they need not be
-consecutive). Nothing is lost: two blocks are the same exactly if they are the same block of the same segment.
+A trace names a prompt block by block, and most blocks have only one possible neighbour: the next one of the same
+prompt. A *segment* is a longest run of block ids of which each is followed by the next, and preceded by the one before,
+wherever it occurs. Written in segments a chain of hundreds of ids is a few entries long, whatever the ids are (they
+need not be consecutive). Nothing is lost: two blocks are the same exactly if they are the same block of the same
+segment.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Segments:
     ----------
     number : int
         Segments are numbered from 0 to ``number - 1``.
-    links : ndarray of LINK_DTYPE
+    links : ndarray of LINK_DTYPE, shape (sum of count,)
         Segments of all chains, one chain after the other, each with the block of its chain at which it ends, exclusive.
     start : ndarray of int64, shape (R,)
         First entry of each chain in ``links``.
@@ -43,7 +44,13 @@ class Segments:
     count: NDArray[np.int64]
 
     def take(self, requests: NDArray[np.int64]) -> Segments:
-        """Return the chains of some requests, their segments numbered anew."""
+        """Return the chains of some requests, their segments numbered anew.
+
+        Parameters
+        ----------
+        requests : ndarray of int64, shape (M,)
+            Which of the R requests, in the order of the result; repeated ones share their chain.
+        """
         links, start, count = _gather(self.links, self.start[requests], self.count[requests])
         seen = np.zeros(self.number, np.bool_)
         seen[links["segment"]] = True
@@ -56,10 +63,15 @@ def find_segments(block_ids: NDArray[np.int64], start: NDArray[np.int64], count:
 
     Parameters
     ----------
-    block_ids : ndarray of int64
-        Ids of all chains, from 0 on.
+    block_ids : ndarray of int64, shape (B,)
+        Ids of all chains, each at least 0; equal ids mean equal content and an equal prefix.
     start, count : ndarray of int, shape (R,)
-        First id and length of each chain.
+        First entry of each chain in ``block_ids``, and its length.
+
+    Returns
+    -------
+    Segments
+        Of the R chains.
     """
     ids, start, count = _gather(block_ids, start.astype(np.int64), count.astype(np.int64))
     if not len(ids):
@@ -135,7 +147,7 @@ def _number_by_appearance(ids: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _always_follows(atoms: NDArray[np.int64], owner: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each entry but the first always follows the one before it, and that one always precedes it, shape (A - 1,)."""
+    """Whether each entry always follows the one before it, and that one always precedes it, shape (A - 1,)."""
     none = -1
     inside = owner[1:] == owner[:-1]
     after = np.append(np.where(inside, atoms[1:], none), none)

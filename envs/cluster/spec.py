@@ -69,6 +69,11 @@ class EngineArgs:
         Admit only if the whole known sequence fits in the free blocks now (a check, not a reservation).
     cuda_graph_padding : bool
         Pad the token count of an iteration to the next captured CUDA-graph size.
+
+    Raises
+    ------
+    UserError
+        A value out of its range, or ``max_num_scheduled_tokens`` above ``max_num_batched_tokens``.
     """
 
     max_num_batched_tokens: int | None = None
@@ -179,7 +184,7 @@ class InstanceSpec:
     Attributes
     ----------
     gpu, model, tp : str, str, int
-        Catalogue row (see `fleetgym.envs.cluster.latency.find_row`).
+        Catalogue row (see `fleetgym.envs.cluster.latency.find_row`); ``tp`` counts the GPUs of one rank.
     count : int
         How many such instances.
     dp : int
@@ -198,6 +203,12 @@ class InstanceSpec:
     lockstep : bool
         False: every iteration is composed request by request. The same results, slower: for measurements of that
         path alone. The reference engine has no other.
+
+    Raises
+    ------
+    UserError
+        A number that is not positive, a catalogue row that does not exist, a GPU whose defaults are needed and not
+        known, or a ``max_model_len`` beyond the KV cache.
     """
 
     gpu: str
@@ -301,7 +312,7 @@ class InstanceSpec:
 
         1. The first of the running list finds the whole budget. It gets the largest share, ``s`` tokens, so that it is
            there for ``L / s`` iterations at most (L: the longest request) until it samples, unless it is preempted.
-        2. Nobody is admitted ahead of B: while B waits it is the head of the queue, and then who comes stands behind it.
+        2. Nobody is admitted ahead of B: while B waits it is the head of the queue, then who comes stands behind it.
            So at most ``max_num_seqs`` requests, one block or more each, are first in turn before B is.
         3. B is preempted by nobody: it is not the victim while another runs, and alone it fits. When nobody runs it is
            admitted. So at last it is first itself, and samples.
@@ -350,7 +361,19 @@ class InstanceSpec:
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """A fleet behind one router: groups of instances, in instance order."""
+    """A fleet behind one router: groups of instances, in instance order.
+
+    Attributes
+    ----------
+    instances : tuple of InstanceSpec
+        At least one group.
+    name : str
+
+    Raises
+    ------
+    UserError
+        No group.
+    """
 
     instances: tuple[InstanceSpec, ...]
     name: str = "cluster"
@@ -386,6 +409,20 @@ class Slo:
 
     A request meets its SLO when ``TTFT <= ttft_s + ttft_s_per_1k_prompt_tokens * prompt / 1000`` and
     its mean TPOT is at most ``tpot_s``. What is not given is as in the default of ``conf/slo``.
+
+    Attributes
+    ----------
+    ttft_s : float
+        Seconds; positive.
+    ttft_s_per_1k_prompt_tokens : float
+        Seconds more for every 1,000 tokens of the prompt; at least 0.
+    tpot_s : float
+        Seconds per token; positive.
+
+    Raises
+    ------
+    UserError
+        Any of them is not so, or not finite.
     """
 
     ttft_s: float = _SLO["ttft_s"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,8 +38,9 @@ class Routing(Problem):
     A weighted sum of named terms (`fleetgym.envs.rewards.RewardSpec`), measured between this decision and
     the next; ``info["reward_terms"]`` holds the unweighted terms: an array in the order of
     `fleetgym.envs.signals.TERMS` that names index too (``terms["finished"]``). Default: minus the time integral
-    of unfinished requests, minus ``failure_s`` for each failed (rejected) request. The return is therefore ``-(request-seconds up to the last
-    dispatch) - failure_s * failures``; what is still unfinished at truncation is not in it.
+    of unfinished requests, minus ``failure_s`` for each failed (rejected) request. The return is therefore
+    ``-(request-seconds up to the last dispatch) - failure_s * failures``; what is still unfinished at truncation is not
+    in it.
 
     Starting state
     --------------
@@ -91,8 +93,16 @@ class Routing(Problem):
     choice: ClassVar[str] = "instance"
     defaults: ClassVar[str] = "routing"
     yardstick: ClassVar[str] = "round_robin"
+    fallback: ClassVar[str] = "least_inflight"
+    # Fewest in-flight requests per unit of decode speed: -20 log(1 + in-flight) + 20 log(1 + speed).
+    prior: ClassVar[Mapping[str, float]] = {"in_flight_requests": -111.0, "decode_tokens_per_s": 170.0}
 
     @property
     def num_choices(self) -> int:
         """N, the number of instances."""
         return self.cluster.num_instances
+
+    @property
+    def num_choices_range(self) -> tuple[int, int]:
+        """Fewest and most instances of an episode."""
+        return self.available or super().num_choices_range

@@ -17,12 +17,19 @@ _MOST_DRIFTS = 100_000  # correlation times of one episode: each costs memory ho
 
 
 def whole_ns(times_ns: NDArray[np.float64], rate: str) -> NDArray[np.int64]:
-    """Round ascending arrival times to whole nanoseconds.
+    """Round ascending arrival times to whole nanoseconds, shape (R,).
+
+    Parameters
+    ----------
+    times_ns : ndarray of float64, shape (R,)
+        Ascending, at least one.
+    rate : str
+        The setting that asks for this rate; begins the message.
 
     Raises
     ------
     UserError
-        The last is at 2**62 ns or later; the message begins with ``rate``, the setting that asks for it.
+        The last is at 2**62 ns or later, or no number.
     """
     last_ns = float(times_ns[-1])
     if not last_ns < LAST_ARRIVAL_NS:
@@ -78,14 +85,23 @@ class Arrivals:
     def sample_ns(
         self, rng: np.random.Generator, count: int, rate_rps: float, rate: str | None = None
     ) -> NDArray[np.int64]:
-        """Draw ``count`` arrival times in ns, the first one 0, at a mean rate of ``rate_rps`` per second.
+        """Draw arrival times in nanoseconds, shape (count,), ascending, the first one 0.
 
-        ``rate`` is the setting that a message names; by default ``rate_rps``.
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        count : int
+            At least one.
+        rate_rps : float
+            Mean arrivals per second.
+        rate : str, optional
+            The setting that a message names; by default ``rate_rps``.
 
         Raises
         ------
         UserError
-            The process is ``recorded``, or so slow that the times leave 2**62 ns.
+            The process is ``recorded``, or so slow that the times leave 2**62 ns or, where the rate drifts, take more
+            than 100,000 of its correlation times.
         """
         if self.process == "recorded":
             raise UserError("arrivals.process='recorded': there is nothing recorded; allowed: poisson, gamma, ...")

@@ -30,6 +30,11 @@ class Workload(ABC):
         Factor on the native rate instead; > 1 compresses time. Neither of both: native rate.
     rate_scale_range : tuple of float or None
         ``[low, high]``: every episode draws a further factor, log-uniformly (load randomisation for training).
+
+    Raises
+    ------
+    UserError
+        A count or rate that is not positive, bounds that are not ordered, or both ``rate_rps`` and ``rate_scale``.
     """
 
     num_requests: int | None = None
@@ -74,7 +79,18 @@ class Workload(ABC):
         return f"workload: native rate {self.native_rate_rps:g}/s"
 
     def num_windows(self, num_requests: int | None = None) -> int | None:
-        """How many episodes of ``num_requests`` there are that share no request; None: each is drawn afresh."""
+        """How many episodes there are that share no request; None: each is drawn afresh.
+
+        Parameters
+        ----------
+        num_requests : int, optional
+            Of one episode; replaces the workload's own ``num_requests``.
+
+        Raises
+        ------
+        UserError
+            There are not as many, or the file is absent or malformed.
+        """
         return None
 
     @property
@@ -118,11 +134,34 @@ class Workload(ABC):
         """
 
     def typical(self, rng: np.random.Generator, count: int) -> Trace:
-        """Return ``count`` requests that stand for all of this traffic, whatever their times."""
+        """Return requests that stand for all of this traffic, whatever their times.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        count : int
+            How many; a recording that is shorter gives some of its requests more than once.
+
+        Raises
+        ------
+        UserError
+            As `episode`.
+        """
         return self.episode(rng, count)
 
     def draw_rate_rps(self, rng: np.random.Generator) -> float:
-        """Return the mean rate of the next episode in requests per second."""
+        """Return the mean rate of the next episode in requests per second.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Drawn from only where there is a ``rate_scale_range``.
+
+        Raises
+        ------
+        UserError
+            A recording whose requests all arrive at once has no rate, or its file is absent or malformed.
+        """
         if self.rate_scale_range is None:
             return self.mean_rate_rps
         low, high = self.rate_scale_range

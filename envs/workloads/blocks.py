@@ -1,4 +1,4 @@
-"""Chains of content ids: what the ids of a file mean, how many tokens each names, and what an engine may take from them.
+"""Chains of content ids: what the ids of a file mean, how many tokens each names, and what an engine may take of them.
 
 A chain is right for an engine only if its ids name blocks of the engine's own size, and if equal ids mean equal tokens
 *and* an equal prefix. Neither follows from the name of a field.
@@ -43,7 +43,16 @@ class ChainBlocks(NamedTuple):
 
 
 def id_list(where: str, record: dict[str, Any], name: str) -> list[int]:
-    """Return field ``name``, a list of content ids of up to 64 bits, signed or not.
+    """Return a field that is a list of content ids of up to 64 bits, signed or not.
+
+    Parameters
+    ----------
+    where : str
+        ``file:line`` of the record, for messages.
+    record : dict
+        One JSON object.
+    name : str
+        The field.
 
     Raises
     ------
@@ -63,6 +72,13 @@ def id_list(where: str, record: dict[str, Any], name: str) -> list[int]:
 def optional_chain(where: str, record: dict[str, Any]) -> list[int] | None:
     """Return ``block_ids`` or ``prefix_block_ids``, which mean the same, or None.
 
+    Parameters
+    ----------
+    where : str
+        ``file:line`` of the record, for messages.
+    record : dict
+        One JSON object.
+
     Raises
     ------
     UserError
@@ -80,6 +96,16 @@ def label_chains(lists: Sequence[Sequence[int]]) -> list[Ints]:
     Ids that serve as they are stay. Ids beyond 53 bits, or below 0, get new ones, without merging any: runs of
     consecutive ids stay consecutive, and otherwise ids are numbered as they come. Where one id stands behind
     different prefixes, it names the content of its block alone; then ids are numbered by prefix and content.
+
+    Parameters
+    ----------
+    lists : sequence of list of int, length R
+        Ids of each request as the file has them, perhaps none.
+
+    Returns
+    -------
+    list of ndarray of int64, length R
+        Each of the shape (K,) of its list.
     """
     counts = np.array([len(ids) for ids in lists], np.int64)
     flat = _small([item for ids in lists for item in ids])
@@ -140,6 +166,12 @@ def implied_block_size(counts: Ints, prompts: Ints, outputs: Ints) -> int | None
     Parameters
     ----------
     counts, prompts, outputs : ndarray of int, shape (R,)
+        Ids, prompt tokens and output tokens of each request.
+
+    Returns
+    -------
+    int or None
+        Tokens of a block, one of `BLOCK_SIZES`; None: several explain them, or none does.
     """
     known = counts > 0
     n, prompt, total = counts[known], prompts[known], prompts[known] + outputs[known]
@@ -153,7 +185,7 @@ def implied_block_size(counts: Ints, prompts: Ints, outputs: Ints) -> int | None
     return sizes[0] if len(sizes) == 1 else None
 
 
-def full_blocks(wheres: Sequence[str], counts: Ints, prompts: Ints, outputs: Ints, size: int, said: str) -> Ints:
+def _full_blocks(wheres: Sequence[str], counts: Ints, prompts: Ints, outputs: Ints, size: int, said: str) -> Ints:
     """Return how many ids of each chain name full blocks of ``size`` tokens, shape (R,).
 
     A file whose lists have ``ceil(prompt / size)`` ids ends each in a partial block, which is left out. ``said`` tells
@@ -198,10 +230,20 @@ def settle_blocks(
     wheres : sequence of str, length R
         Place of each request.
     lists : sequence of list of int, length R
+        Ids of each request as the file has them, perhaps none.
     prompts, outputs : ndarray of int, shape (R,)
+        Tokens.
     stated : int or None
+        Tokens of a block, by the file or the config.
     assumed : int, optional
         What holds where nothing is stated.
+
+    Returns
+    -------
+    chains : list of ndarray of int64, length R
+        As `label_chains` gives them, each of shape (K,).
+    size : int or None
+        Tokens of a block.
 
     Raises
     ------
@@ -216,7 +258,7 @@ def settle_blocks(
         value = "" if implied in (None, assumed) else f"={implied}"
         said = f"{assumed} tokens per block (assumed where nothing is said: add block_size{value} to each record)"
     if size is not None:
-        full = full_blocks(wheres, counts, prompts, outputs, size, said)
+        full = _full_blocks(wheres, counts, prompts, outputs, size, said)
         # A chain may be shorter than its prompt; many of different lengths that all fit another size are no accident.
         if implied not in (None, size) and len(np.unique(counts[counts > 0])) > 1:
             raise UserError(f"{source}: {said}: the prompts' lengths and numbers of ids say {implied} tokens per block")
@@ -233,6 +275,12 @@ def regroup(trace: Trace, size: int, block_size: int) -> Trace:
     size : int
         Tokens that one id of ``trace`` names; must divide ``block_size``.
     block_size : int
+        Tokens that an id is to name.
+
+    Returns
+    -------
+    Trace
+        The same one if the sizes are equal or it has no chains.
     """
     coarse = block_size // size
     if coarse == 1 or not len(trace.block_ids):
@@ -269,7 +317,18 @@ class ChainFit:
     declared: bool = False
 
     def __call__(self, trace: Trace) -> Trace:
-        """Return the trace as the engines are to see it."""
+        """Return the trace as the engines are to see it.
+
+        Parameters
+        ----------
+        trace : Trace
+            An episode of the workload.
+
+        Raises
+        ------
+        UserError
+            It has chains, an instance caches them, and the workload does not say how many tokens an id names.
+        """
         if not self.caching or not len(trace.block_ids):
             return trace
         if not self.declared:
@@ -290,11 +349,17 @@ def fit_chains(blocks: ChainBlocks | None, cluster: ClusterSpec) -> ChainFit:
     blocks : ChainBlocks or None
         `Workload.chain_blocks`.
     cluster : ClusterSpec
+        Instances without prefix caching may have blocks of any size.
+
+    Returns
+    -------
+    ChainFit
+        A function of an episode's trace.
 
     Raises
     ------
     UserError
-        The sizes differ, or the workload's is not known.
+        The sizes differ, among the instances too, or the workload's is not known.
     """
     engines = {
         spec.engine.block_size: f"cluster.instances[{index}].engine.block_size={spec.engine.block_size}"
@@ -329,7 +394,14 @@ def fit_chains(blocks: ChainBlocks | None, cluster: ClusterSpec) -> ChainFit:
 
 
 def unused_chains(blocks: ChainBlocks | None, cluster: ClusterSpec) -> str | None:
-    """Return a note if a workload names shared blocks and no instance caches them, else None."""
+    """Return a note if a workload names shared blocks and no instance caches them, else None.
+
+    Parameters
+    ----------
+    blocks : ChainBlocks or None
+        `Workload.chain_blocks`.
+    cluster : ClusterSpec
+    """
     if blocks is None or any(spec.engine.enable_prefix_caching for spec in cluster.instances):
         return None
     return (

@@ -33,6 +33,7 @@ class Dataset:
     sha256 : str
         Digest of the whole file.
     requests : int
+        How many it holds.
     licence : str
     """
 
@@ -101,7 +102,12 @@ def search_dirs() -> list[Path]:
 
 
 def find_dataset(name: str) -> Dataset:
-    """Return the dataset called ``name``.
+    """Return a dataset.
+
+    Parameters
+    ----------
+    name : str
+        One of `DATASETS`.
 
     Raises
     ------
@@ -114,12 +120,19 @@ def find_dataset(name: str) -> Dataset:
 
 
 def locate(path: str | None, dataset: str | None) -> Path:
-    """Return the file that ``path`` names, or the best copy of ``dataset``: a whole file before a part of one.
+    """Return a file, named or looked for in `search_dirs`.
+
+    Parameters
+    ----------
+    path : str or None
+        The file itself; ``~`` stands for the user's home.
+    dataset : str or None
+        One of `DATASETS`, read only where ``path`` is None: its best copy, a whole file before a part of one.
 
     Raises
     ------
     UserError
-        No such file; the message says how to get it.
+        No such file or dataset; the message says how to get it.
     """
     if path is not None:
         found = Path(path).expanduser()

@@ -14,7 +14,13 @@ WINDOWS_S = (1, 10, 60, 300)
 
 
 def ks_distance(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
-    """Return the two-sample Kolmogorov-Smirnov distance: the largest gap between the empirical CDFs."""
+    """Return the two-sample Kolmogorov-Smirnov distance, in [0, 1]: the largest gap between the empirical CDFs.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (A,) and (B,)
+        Samples in any order, of the same unit; at least one each.
+    """
     a, b = np.sort(first), np.sort(second)
     points = np.concatenate([a, b])
     cdf_a = np.searchsorted(a, points, side="right") / len(a)
@@ -23,18 +29,24 @@ def ks_distance(first: NDArray[np.generic], second: NDArray[np.generic]) -> floa
 
 
 def gap_cv(arrival_ns: NDArray[np.int64]) -> float:
-    """Return the coefficient of variation of the gaps between arrivals."""
+    """Return the coefficient of variation of the gaps between arrivals (1 for Poisson).
+
+    Parameters
+    ----------
+    arrival_ns : ndarray of int64, shape (R,)
+        Ascending; not all at once.
+    """
     gaps = np.diff(arrival_ns)
     return float(gaps.std() / gaps.mean())
 
 
-def dispersion(arrival_ns: NDArray[np.int64], window_s: float) -> float:
+def _dispersion(arrival_ns: NDArray[np.int64], window_s: float) -> float:
     """Return variance over mean of the arrivals per window (1 for Poisson), over full windows."""
     counts = np.bincount(((arrival_ns - arrival_ns[0]) / (window_s * 1e9)).astype(np.int64))[:-1]
     return float(counts.var() / counts.mean())
 
 
-def fit_lengths(prompt: NDArray[np.int64], output: NDArray[np.int64]) -> Lengths:
+def _fit_lengths(prompt: NDArray[np.int64], output: NDArray[np.int64]) -> Lengths:
     """Return quantile tables: of the prompt, and of the output within prompt classes of equal probability."""
     by_prompt = np.argsort(prompt, kind="stable")
     classes = np.array_split(output[by_prompt], PROMPT_CLASSES)
@@ -42,7 +54,7 @@ def fit_lengths(prompt: NDArray[np.int64], output: NDArray[np.int64]) -> Lengths
     return Lengths(np.quantile(prompt, np.linspace(0, 1, PROMPT_QUANTILES)).round(1), np.array(table).round(1))
 
 
-def fit_arrivals(arrival_ns: NDArray[np.int64]) -> Arrivals:
+def _fit_arrivals(arrival_ns: NDArray[np.int64]) -> Arrivals:
     """Fit a Poisson process with log-normal drift to the counts per 10 s by moments.
 
     The variance of counts beyond Poisson gives ``drift_cv``; the lag at which their autocovariance has fallen
@@ -66,19 +78,44 @@ def fit_arrivals(arrival_ns: NDArray[np.int64]) -> Arrivals:
 
 
 def fit_profile(trace: Trace) -> Profile:
-    """Fit everything that the generator needs."""
+    """Fit everything that the generator needs.
+
+    Parameters
+    ----------
+    trace : Trace
+        First arrival at 0, and a span of at least some times 10 s, the window in which arrivals are counted.
+
+    Returns
+    -------
+    Profile
+        Rate, arrivals with their drift, and the joint distribution of the lengths.
+    """
     rows = trace.requests
     span_s = float(rows["arrival_ns"][-1]) * 1e-9
     rate_rps = round((len(trace) - 1) / span_s, 4)
-    lengths = fit_lengths(rows["prompt_tokens"].astype(np.int64), rows["output_tokens"].astype(np.int64))
+    lengths = _fit_lengths(rows["prompt_tokens"].astype(np.int64), rows["output_tokens"].astype(np.int64))
     source = f"{trace.name}: {len(trace)} requests in {span_s:.0f} s"
-    return Profile(source, rate_rps, fit_arrivals(rows["arrival_ns"]), lengths)
+    return Profile(source, rate_rps, _fit_arrivals(rows["arrival_ns"]), lengths)
 
 
 def length_quality(profile: Profile, trace: Trace, rng: np.random.Generator, draws: int = 200_000) -> dict[str, float]:
     """Compare generated lengths with the trace's: KS distances, errors of mean and quantiles in percent.
 
     ``between_halves`` is the yardstick: the KS distance between the trace's own first and second half.
+
+    Parameters
+    ----------
+    profile : Profile
+    trace : Trace
+        What it was fitted to, or another one.
+    rng : numpy.random.Generator
+    draws : int
+        Generated requests.
+
+    Returns
+    -------
+    dict of str to float
+        Figures by name.
     """
     rows = trace.requests
     prompt, output = rows["prompt_tokens"].astype(np.int64), rows["output_tokens"].astype(np.int64)
@@ -107,7 +144,28 @@ def length_quality(profile: Profile, trace: Trace, rng: np.random.Generator, dra
 def arrival_quality(
     profile: Profile, trace: Trace, rng: np.random.Generator, replications: int = 20
 ) -> dict[str, float]:
-    """Compare arrival statistics of the trace with their means over replications of the same length."""
+    """Compare arrival statistics of the trace with their means over replications of the same length.
+
+    Parameters
+    ----------
+    profile : Profile
+    trace : Trace
+        What it was fitted to, or another one.
+    rng : numpy.random.Generator
+    replications : int
+        Generated sequences of as many arrivals as the trace has.
+
+    Returns
+    -------
+    dict of str to float
+        KS distance and coefficients of variation of the gaps; dispersion (variance over mean of the arrivals) in each
+        of `WINDOWS_S`, in seconds.
+
+    Raises
+    ------
+    UserError
+        The profile's rate is so low that the times leave int64 nanoseconds.
+    """
     real_ns = trace.requests["arrival_ns"]
     made = [profile.arrivals.sample_ns(rng, len(trace), profile.rate_rps) for _ in range(replications)]
     report = {
@@ -116,6 +174,6 @@ def arrival_quality(
         "gap_cv_fit": float(np.mean([gap_cv(times) for times in made])),
     }
     for window_s in WINDOWS_S:
-        report[f"dispersion_{window_s}s_trace"] = dispersion(real_ns, window_s)
-        report[f"dispersion_{window_s}s_fit"] = float(np.mean([dispersion(times, window_s) for times in made]))
+        report[f"dispersion_{window_s}s_trace"] = _dispersion(real_ns, window_s)
+        report[f"dispersion_{window_s}s_fit"] = float(np.mean([_dispersion(times, window_s) for times in made]))
     return report

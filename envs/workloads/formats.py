@@ -132,7 +132,13 @@ _REWRITE = {
 
 
 def recognise(names: Iterable[str]) -> Format | None:
-    """Return the first format all of whose fields are among ``names``."""
+    """Return the first format all of whose fields are there, or None.
+
+    Parameters
+    ----------
+    names : iterable of str
+        What `field_names` found in a file.
+    """
     found = set(names)
     return next((known for known in FORMATS if known.fields <= found), None)
 
@@ -142,7 +148,13 @@ def _syntax(line: str) -> str:
 
 
 def csv_names(header: str) -> list[str]:
-    """Return the columns of a CSV header in order, without quotes and the spaces around commas."""
+    """Return the columns of a CSV header in order.
+
+    Parameters
+    ----------
+    header : str
+        A line whose names hold no commas; quotes and the spaces around commas are dropped.
+    """
     return [name.strip().strip('"') for name in header.split(",")]
 
 
@@ -172,7 +184,18 @@ def field_names(line: str, text: str | None = None) -> set[str]:
 
 
 def refuse_foreign(path: Path, line: str, kind: str, text: str | None = None) -> None:
-    """Refuse a file whose beginning is known to be of another format than ``kind``'s.
+    """Refuse a file whose beginning is known to be of another format.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for messages.
+    line : str
+        Its first line.
+    kind : str
+        The workload kind that is about to read it.
+    text : str, optional
+        The whole text, for JSON that goes on beyond the first line.
 
     Raises
     ------
@@ -197,6 +220,15 @@ def refuse_foreign(path: Path, line: str, kind: str, text: str | None = None) ->
 
 def check_fields(where: str, record: dict[str, Any], allowed: tuple[str, ...]) -> None:
     """Refuse fields that a reader does not know, and say what becomes of each.
+
+    Parameters
+    ----------
+    where : str
+        ``file:line`` of the record, for messages.
+    record : dict
+        One JSON object.
+    allowed : tuple of str
+        What the reader knows; other names are translated for `JSONL_FIELDS` only.
 
     Raises
     ------

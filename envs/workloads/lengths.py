@@ -55,7 +55,7 @@ class Distribution:
             raise UserError(f"cv={self.cv!r}: must be positive")
 
     def quantiles(self) -> NDArray[np.float64]:
-        """Return evenly spaced quantiles in tokens, from the 0th to the 100th percentile."""
+        """Return evenly spaced quantiles in tokens, shape (Q,), from the 0th to the 100th percentile."""
         if self.shape == "constant":
             return np.full(2, self.mean, np.float64)
         if self.shape == "uniform":
@@ -90,7 +90,18 @@ class Lengths:
     output: NDArray[np.float64]
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Draw ``count`` prompt and output lengths in tokens, linearly interpolated between quantiles."""
+        """Draw lengths in tokens, linearly interpolated between quantiles.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        count : int
+            How many requests.
+
+        Returns
+        -------
+        prompt, output : ndarray of int64, shape (count,)
+        """
         rank, position = rng.random((2, count))
         prompt = _interpolate(self.prompt, rank * (len(self.prompt) - 1), 0)
         classes, points = self.output.shape
@@ -150,6 +161,11 @@ def profiles() -> dict[str, Profile]:
 
 def find_profile(name: str) -> Profile:
     """Return an embedded profile.
+
+    Parameters
+    ----------
+    name : str
+        One of `profiles`.
 
     Raises
     ------

@@ -97,17 +97,30 @@ class MeasuredRun:
 
     @property
     def finished(self) -> NDArray[np.bool_]:
-        """Which requests finished; only these are judged."""
+        """Which requests finished, shape (R,); only these are judged."""
         return np.isfinite(self.finish_s)
 
     @property
     def latencies(self) -> dict[str, Floats]:
-        """``ttft``, ``tpot`` and ``e2e`` of each request in seconds, NaN where they do not exist."""
+        """``ttft``, ``tpot`` and ``e2e`` of each request in seconds, shape (R,), NaN where they do not exist."""
         return latencies(self.trace, self.first_token_s, self.finish_s)
 
 
 def latencies(trace: Trace, first_token_s: Floats, finish_s: Floats) -> dict[str, Floats]:
-    """TTFT, TPOT and E2E in seconds; the TPOT of a one-token answer does not exist."""
+    """TTFT, TPOT and E2E in seconds, shape (R,) each, NaN where they do not exist, as the TPOT of a one-token answer.
+
+    Parameters
+    ----------
+    trace : Trace
+        What arrived.
+    first_token_s, finish_s : ndarray of float, shape (R,)
+        On the clock of the arrivals; NaN for a request that never finished.
+
+    Returns
+    -------
+    dict
+        By the names ``ttft``, ``tpot`` and ``e2e``.
+    """
     arrival, outputs = trace.requests["arrival_ns"] * NS, trace.requests["output_tokens"]
     return {
         "ttft": since_s(arrival, first_token_s, 1.0),
@@ -147,10 +160,16 @@ class _Columns:
 def read_measured(folder: str | Path) -> MeasuredRun:
     """Read a measured run.
 
+    Parameters
+    ----------
+    folder : str or Path
+        Holds the files that this module's docstring names; ``~`` stands for the user's home.
+
     Raises
     ------
     UserError
-        No such folder or file, a malformed or missing field (file and line are named), no finished request.
+        No such folder or file, a malformed or missing field (file and line are named), times more than a year apart, or
+        no finished request.
     """
     path = Path(folder).expanduser()
     requests = find_file(path, "requests.jsonl")
@@ -171,8 +190,8 @@ def _assemble(path: Path, requests: Path, columns: _Columns) -> MeasuredRun:
     if gaps.max() > LONGEST_GAP_S:
         early, late = order[gaps.argmax()], order[gaps.argmax() + 1]
         raise UserError(
-            f"{columns.where[late]}: arrives {gaps.max():.3g} s after the one before ({columns.where[early]}): must be less "
-            "than a year: give all times on one clock"
+            f"{columns.where[late]}: arrives {gaps.max():.3g} s after the one before ({columns.where[early]}): must be "
+            "less than a year: give all times on one clock"
         )
     prompts, outputs = np.array(columns.prompt), np.array(columns.output)
     lists = [chain or [] for chain in columns.chains]

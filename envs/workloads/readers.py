@@ -28,6 +28,11 @@ MAX_TOKENS = 2**31 - 1
 def read_azure(path: Path) -> Trace:
     """Read an `AzureLLMInferenceTrace` CSV, of 2023 (7-digit fractions) or 2024 (``+00:00`` times).
 
+    Parameters
+    ----------
+    path : Path
+        Plain or gzip.
+
     Raises
     ------
     UserError
@@ -93,6 +98,7 @@ def read_mooncake(
     Parameters
     ----------
     path : Path
+        Plain or gzip.
     block_size : int
         Tokens that an id of the trace is to name.
     time_unit : {"s", "ms", "us", "ns"}, optional
@@ -144,8 +150,8 @@ def _check_hashes(columns: _Columns, hash_block_size: int) -> None:
     row = int(np.argmax(wrong))
     hint = f": say workload.hash_block_size={implied}" if implied not in (None, hash_block_size) else ""
     raise UserError(
-        f"{wheres[row]}: hash_ids: {counts[row]} hashes for {prompts[row]} tokens: blocks of {hash_block_size} tokens give "
-        f"{most[row]}{hint}"
+        f"{wheres[row]}: hash_ids: {counts[row]} hashes for {prompts[row]} tokens: blocks of {hash_block_size} tokens "
+        f"give {most[row]}{hint}"
     )
 
 
@@ -159,6 +165,7 @@ def read_jsonl(path: Path, time_unit: str | None = None, block_size: int | None 
     Parameters
     ----------
     path : Path
+        Plain or gzip.
     time_unit : {"s", "ms", "us", "ns"}, optional
         Of ``arrival_s``, if it is not seconds.
     block_size : int, optional
@@ -225,7 +232,22 @@ class _Columns:
 
 
 def stated_block_size(where: str, record: dict[str, Any], known: int | None) -> int | None:
-    """Return the block size that a record states, which must agree with the one ``known`` so far."""
+    """Return the block size that a record states, in tokens, else the one known so far.
+
+    Parameters
+    ----------
+    where : str
+        ``file:line`` of the record, for messages.
+    record : dict
+        One JSON object.
+    known : int or None
+        What the config or a record before it says.
+
+    Raises
+    ------
+    UserError
+        No positive whole number, or another than ``known``.
+    """
     if "block_size" not in record:
         return known
     size = whole_number(where, record, "block_size", 1)
@@ -252,6 +274,17 @@ def json_lines(path: Path, kind: str = "jsonl") -> Iterator[tuple[str, dict[str,
         Plain or gzip (see `text_lines`).
     kind : str
         The workload kind that reads it, for advice where it is of another format.
+
+    Yields
+    ------
+    where : str
+        ``file:line``.
+    record : dict
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or a line is no JSON object.
     """
     lines = text_lines(path)
     first = True
@@ -278,7 +311,24 @@ def _field(where: str, record: dict[str, Any], name: str) -> Any:
 
 
 def whole_number(where: str, record: dict[str, Any], name: str, low: int) -> int:
-    """Return field ``name``, a whole number of at least ``low``."""
+    """Return a field that is a whole number.
+
+    Parameters
+    ----------
+    where : str
+        ``file:line`` of the record, for messages.
+    record : dict
+        One JSON object.
+    name : str
+        The field.
+    low : int
+        Smallest allowed value; the largest is `MAX_TOKENS`.
+
+    Raises
+    ------
+    UserError
+        It is missing or anything else.
+    """
     value = _field(where, record, name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= MAX_TOKENS:
         raise UserError(f"{where}: {name}={value!r}: must be a whole number from {low} to {MAX_TOKENS}")
@@ -291,6 +341,21 @@ def _cached(reader: Callable[..., Trace], path: Path, options: tuple[Any, ...], 
 
 
 def read_cached(reader: Callable[..., Trace], path: Path, *options: Any) -> Trace:
-    """Return ``reader(path, *options)``, read once per process while the file stays as it is."""
+    """Return what a reader makes of a file, read once per process while the file's size and time stay as they are.
+
+    Parameters
+    ----------
+    reader : callable
+        Of this module, called as ``reader(path, *options)``.
+    path : Path
+        A file that exists.
+    *options
+        Hashable.
+
+    Raises
+    ------
+    UserError
+        As ``reader``.
+    """
     status = path.stat()
     return _cached(reader, path.resolve(), options, status.st_mtime_ns, status.st_size)

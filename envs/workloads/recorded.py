@@ -196,7 +196,15 @@ def _resample(trace: Trace, rng: np.random.Generator, count: int) -> Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Azure(RecordedWorkload):
-    """Azure LLM inference traces: ``dataset`` azure_conversation or azure_code, or any file of that format."""
+    """Azure LLM inference traces, or any file of that format.
+
+    Attributes
+    ----------
+    kind : {"azure"}
+        Its name in configs.
+    dataset : {"azure_conversation", "azure_code"}
+        Looked for where ``path`` is None.
+    """
 
     kind: Literal["azure"] = "azure"
     dataset: Literal["azure_conversation", "azure_code"] = "azure_conversation"
@@ -216,7 +224,10 @@ class Mooncake(RecordedWorkload):
 
     Attributes
     ----------
-    dataset : str
+    kind : {"mooncake"}
+        Its name in configs.
+    dataset : {"mooncake_conversation", "mooncake_toolagent"}
+        Looked for where ``path`` is None.
     time_unit : {"s", "ms", "us", "ns"} or None
         Of ``timestamp``; None: milliseconds, as the format has it, if that can be.
     hash_block_size : int
@@ -249,6 +260,8 @@ class Jsonl(RecordedWorkload):
 
     Attributes
     ----------
+    kind : {"jsonl"}
+        Its name in configs.
     time_unit : {"s", "ms", "us", "ns"} or None
         Of ``arrival_s``; None: seconds, if that can be.
     block_size : int or None

@@ -24,10 +24,17 @@ MIN_USAGE = 0.2  # below, rounding and sharing make usage a poor witness of capa
 
 
 class KvBlocks(NamedTuple):
-    """KV blocks of one rank, the null block included, and where the number comes from.
+    """KV blocks of one rank and where the number comes from.
 
-    ``source`` is ``given``, ``meta``, ``kv_usage`` (requests against the recorded usage), ``saturation`` (the most
-    that the running requests held while the cache was full) or ``catalogue``; the last three are estimates.
+    Attributes
+    ----------
+    blocks : int
+        The null block included.
+    source : {"given", "meta", "kv_usage", "saturation", "catalogue"}
+        The last three are estimates: requests against the recorded usage, the most that the running requests held while
+        the cache was full, or what the catalogue of GPUs and models says.
+    text : str
+        The same for a report.
     """
 
     blocks: int
@@ -98,7 +105,8 @@ def find_kv_blocks(
     if estimate is None:
         return KvBlocks(blocks, "catalogue", f"ESTIMATED from the catalogue: {CATALOGUE_RULE}")
     if abs(estimate.blocks / max(1, blocks) - 1.0) <= AGREEMENT:
-        text = f"ESTIMATED from the catalogue ({CATALOGUE_RULE}), and the run agrees: {estimate.blocks} by {estimate.source}"
+        agreeing = f"{estimate.blocks} by {estimate.source}"
+        text = f"ESTIMATED from the catalogue ({CATALOGUE_RULE}), and the run agrees: {agreeing}"
         return KvBlocks(blocks, "catalogue", text)
     return estimate._replace(text=f"{estimate.text}; the catalogue says {blocks}")
 

@@ -21,6 +21,8 @@ class Synthetic(Workload):
 
     Attributes
     ----------
+    kind : {"synthetic"}
+        Its name in configs.
     num_requests : int or None
         Requests of one episode; None: every caller says how many.
     profile : str

@@ -26,7 +26,17 @@ _LONG_GAP_S, LONGEST_GAP_S = 86_400.0, 365 * 86_400.0  # between two requests: s
 
 
 def epoch_unit(value: float) -> str | None:
-    """Return the unit in which ``value`` is a time since 1970, of this century, or None."""
+    """Return the unit in which a number is a time since 1970, of this century, or None.
+
+    Parameters
+    ----------
+    value : float
+        A recorded time, of unknown unit.
+
+    Returns
+    -------
+    {"s", "ms", "us", "ns"} or None
+    """
     low, high = _EPOCH_S
     return next((unit for unit, ns in UNIT_NS.items() if low <= value * (ns * 1e-9) < high), None)
 
@@ -53,6 +63,13 @@ class Clock:
 
     def read_ns(self, where: str, value: Any) -> int:
         """Return a time in nanoseconds, on the file's own clock.
+
+        Parameters
+        ----------
+        where : str
+            ``file:line`` of the record, for messages.
+        value : object
+            What the field holds, in the clock's unit.
 
         Raises
         ------
@@ -83,6 +100,17 @@ class Clock:
         ----------
         times_ns : ndarray of int, shape (R,)
             All times that were read, in order.
+
+        Raises
+        ------
+        UserError
+            More than 1,000 different times a second (100 where fractions of a finer unit than seconds stand), or two
+            that are more than a year apart.
+
+        Warns
+        -----
+        UserNote
+            They would be less strange in another unit.
         """
         span_ns = int(times_ns[-1] - times_ns[0])
         if self._stated or span_ns == 0:
@@ -101,8 +129,8 @@ class Clock:
             )
         if longest_s > LONGEST_GAP_S:
             raise UserError(
-                f"{self._path}: {self.name}: request {longest + 2} comes {longest_s:.3g} s after the one before, read as "
-                f"{UNIT_NAMES[self._unit]}: must be less than a year: give all times on one clock, or say "
+                f"{self._path}: {self.name}: request {longest + 2} comes {longest_s:.3g} s after the one before, read "
+                f"as {UNIT_NAMES[self._unit]}: must be less than a year: give all times on one clock, or say "
                 f"workload.time_unit={'|'.join(UNIT_NS)}"
             )
         gap_s = span_ns * 1e-9 / len(gaps_ns)

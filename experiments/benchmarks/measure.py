@@ -28,6 +28,7 @@ class Figure:
     key : str
         Stable name in ``metrics.json``.
     title, unit : str
+        What is measured, and what its figures are in.
     better : {"higher", "lower"}
     values : sequence of float
         The figure of each repeat.
@@ -93,9 +94,17 @@ class Bench:
     ----------
     cluster : ClusterSpec
         The fleet; `fleet` gives the same hardware at another size.
-    seed, repeats : int
+    seed : int
+        Of workloads and random actions.
+    repeats : int
+        How often each figure is measured, at least 1.
     quick : bool
         A smoke run: the same code on a small fraction of the work, whose figures mean nothing.
+
+    Raises
+    ------
+    UserError
+        No repeat.
     """
 
     cluster: ClusterSpec
@@ -108,7 +117,13 @@ class Bench:
             raise UserError(f"repeats={self.repeats}: must be at least 1")
 
     def size(self, full: int, quick: int) -> int:
-        """Return how much work to measure."""
+        """Return how much work to measure.
+
+        Parameters
+        ----------
+        full, quick : int
+            How much in a real run, and in a smoke run.
+        """
         return quick if self.quick else full
 
     @property
@@ -117,7 +132,13 @@ class Bench:
         return 0.01 if self.quick else 0.4
 
     def fleet(self, num_instances: int) -> ClusterSpec:
-        """Return ``num_instances`` instances, those of the cluster in turn."""
+        """Return ``num_instances`` instances, those of the cluster in turn.
+
+        Parameters
+        ----------
+        num_instances : int
+            N; may be smaller or larger than the cluster.
+        """
         specs = self.cluster.expanded
         chosen = [specs[i % len(specs)] for i in range(num_instances)]
         groups = [replace(s, count=chosen.count(s)) for s in dict.fromkeys(chosen)]
@@ -125,14 +146,28 @@ class Bench:
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
-    """Return the CPU seconds of this process that one call takes, all threads together."""
+    """Return the CPU seconds of this process that one call takes, all threads together.
+
+    Parameters
+    ----------
+    call : callable
+        Without arguments.
+    """
     start = time.process_time()
     call()
     return time.process_time() - start
 
 
 def looped(call: Callable[[], object], at_least_s: float) -> float:
-    """Return CPU seconds per call of a call that is repeated for at least so many seconds."""
+    """Return CPU seconds per call, measured over many calls.
+
+    Parameters
+    ----------
+    call : callable
+        Without arguments; called at least once.
+    at_least_s : float
+        CPU seconds that all calls take together, at least.
+    """
     count, spent = 1, cpu_seconds(call)
     while spent < at_least_s:
         more = max(1, math.ceil(count * min(at_least_s / max(spent, 1e-6) - 1.0, 9.0)))
@@ -145,7 +180,22 @@ def looped(call: Callable[[], object], at_least_s: float) -> float:
 
 
 def in_new_process(function: Callable[..., T], *arguments: Any, **variables: str) -> T:
-    """Call ``function`` in a fresh interpreter with these environment variables set."""
+    """Call ``function`` in a fresh interpreter with these environment variables set.
+
+    Parameters
+    ----------
+    function : callable
+        At the top of a module, so that it can be pickled.
+    *arguments : Any
+        Its arguments; they must be picklable.
+    **variables : str
+        Environment variables of the new process by name.
+
+    Returns
+    -------
+    object
+        What the function returns; what it raises is raised here.
+    """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -161,6 +211,11 @@ def in_new_process(function: Callable[..., T], *arguments: Any, **variables: str
 
 def memory_bytes(field: Literal["VmRSS", "VmHWM"]) -> int:
     """Return resident memory of this process now (``VmRSS``) or at its peak (``VmHWM``).
+
+    Parameters
+    ----------
+    field : {"VmRSS", "VmHWM"}
+        Its name in ``/proc/self/status``.
 
     Raises
     ------

@@ -70,20 +70,28 @@ def _show(value: float) -> str:
     return f"{value / 1e6:.2f} M" if abs(value) >= 1e6 else number(value)
 
 
-def records(metrics: Metrics) -> dict[str, Metrics]:
+def _records(metrics: Metrics) -> dict[str, Metrics]:
     """Return all figures, those with a floor first."""
     return {**metrics["floors"], **metrics["figures"]}
 
 
 def print_results(metrics: Metrics, console: Console) -> None:
-    """Print figure, floor and whether it holds."""
+    """Print figure, floor and whether it holds.
+
+    Parameters
+    ----------
+    metrics : mapping
+        As `fleetgym.experiments.bench.measure` returns it.
+    console : Console
+        From 110 characters on it also shows the best repeat.
+    """
     table = Table(title="Speed and memory, medians of CPU time", title_justify="left", header_style="bold", expand=True)
     wide = console.width >= 110
     table.add_column("what", ratio=1)
     for name in ("median", *(["best"] if wide else []), "floor"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("holds", no_wrap=True)
-    for record in records(metrics).values():
+    for record in _records(metrics).values():
         style = "bold red" if record["holds"] is False else "green" if record["holds"] else None
         best = [_show(record["best"])] if wide else []
         cells = (f"{_show(record['figure'])} {record['unit']}", *best, _bound(record), _holds(record))
@@ -94,9 +102,22 @@ def print_results(metrics: Metrics, console: Console) -> None:
 
 
 def draw(metrics: Metrics, path: Path) -> None:
-    """Draw every floor's figure as a multiple of it, and steps per second against the number of instances."""
+    """Draw every floor's figure as a multiple of it, and steps per second against the number of instances.
+
+    Parameters
+    ----------
+    metrics : mapping
+        As `fleetgym.experiments.bench.measure` returns it.
+    path : Path
+        The PNG file.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
     floors = metrics["floors"]
-    steps = {key: r for key, r in records(metrics).items() if key.startswith("vector_steps_per_s.")}
+    steps = {key: r for key, r in _records(metrics).items() if key.startswith("vector_steps_per_s.")}
     figure = new_figure(11.0 if steps else 7.0, max(2.6, 0.9 + 0.28 * len(floors)))
     axes = figure.subplots(1, 2 if steps else 1, squeeze=False)[0]
     margins = [
@@ -119,7 +140,13 @@ def draw(metrics: Metrics, path: Path) -> None:
 
 
 def page(metrics: Metrics) -> str:
-    """Return the documentation page of these results."""
+    """Return the documentation page of these results, in Markdown.
+
+    Parameters
+    ----------
+    metrics : mapping
+        As `fleetgym.experiments.bench.measure` returns it.
+    """
     m = metrics["machine"]
     missed = [r for r in metrics["floors"].values() if not r["holds"]]
     packages = ", ".join(f"{name} {number}" for name, number in m["packages"].items())

@@ -35,7 +35,7 @@ from fleetgym.experiments.benchmarks.measure import (
 LOADS = (0.3, 0.5, 0.7)
 
 
-def loaded_trace(workload: Workload, cluster: ClusterSpec, load: float, count: int | None, seed: int) -> Trace:
+def _loaded_trace(workload: Workload, cluster: ClusterSpec, load: float, count: int | None, seed: int) -> Trace:
     """Draw requests that offer ``load`` times the measured saturation rate of ``cluster``."""
     rate_rps = load * sum(saturation_rps(spec, workload) for spec in cluster.expanded)
     trace = workload.episode(np.random.default_rng(seed), count)
@@ -44,11 +44,24 @@ def loaded_trace(workload: Workload, cluster: ClusterSpec, load: float, count: i
 
 
 def round_robin(num_instances: int, shape: tuple[int, int]) -> NDArray[np.int64]:
-    """Actions that cost nothing to choose, shape (steps, B) or (B, steps); each cluster begins at another instance."""
+    """Return actions that cost nothing to choose; each cluster begins at another instance.
+
+    Parameters
+    ----------
+    num_instances : int
+        N.
+    shape : (int, int)
+        (steps, B) or (B, steps).
+
+    Returns
+    -------
+    ndarray of int64
+        Of that shape, in [0, N).
+    """
     return np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % num_instances
 
 
-def simulate(engine: Engine, trace: Trace, actions: NDArray[np.int64]) -> None:
+def _simulate(engine: Engine, trace: Trace, actions: NDArray[np.int64]) -> None:
     """Run one whole trace until the cluster is dry."""
     engine.reset(0, trace)
     engine.run(actions)
@@ -56,7 +69,22 @@ def simulate(engine: Engine, trace: Trace, actions: NDArray[np.int64]) -> None:
 
 
 def kernel_over_reference(bench: Bench) -> Iterator[Figure]:
-    """Measure both engines on the same requests and actions; their results must be equal."""
+    """Measure both engines on the same requests and actions; their results must be equal.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        The ratio of CPU times, then requests per CPU second of the reference engine.
+
+    Raises
+    ------
+    RuntimeError
+        The engines disagree.
+    """
     count = bench.size(2000, 60)
     kernel, reference = (make_engine(name, bench.cluster, 1) for name in ("kernel", "reference"))
     slow, fast = _in_turn(bench, reference, kernel, count)
@@ -69,7 +97,22 @@ def kernel_over_reference(bench: Bench) -> Iterator[Figure]:
 
 
 def exact_over_plain(bench: Bench) -> Iterator[Figure]:
-    """Measure the kernel serving running requests one by one against lock step; the results must be equal."""
+    """Measure the kernel serving running requests one by one against lock step; the results must be equal.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        The ratio of requests per CPU second.
+
+    Raises
+    ------
+    RuntimeError
+        The results differ.
+    """
     count = bench.size(20_000, 200)
     exact, plain = (make_engine("kernel", cluster, 1) for cluster in (_one_by_one(bench.cluster), bench.cluster))
     slow, fast = _in_turn(bench, exact, plain, count)
@@ -85,26 +128,36 @@ def _one_by_one(cluster: ClusterSpec) -> ClusterSpec:
 
 def _in_turn(bench: Bench, slow: Engine, fast: Engine, count: int) -> tuple[list[float], list[float]]:
     """Return CPU seconds of each repeat of both engines on the same requests at 70 % load."""
-    trace = loaded_trace(make_workload({"kind": "synthetic"}), bench.cluster, 0.7, count, bench.seed)
+    trace = _loaded_trace(make_workload({"kind": "synthetic"}), bench.cluster, 0.7, count, bench.seed)
     actions = round_robin(bench.cluster.num_instances, (1, count))
-    simulate(fast, trace, actions)
+    _simulate(fast, trace, actions)
     spent: tuple[list[float], list[float]] = ([], [])
     for _ in range(bench.repeats):
         for engine, cpu_s in zip((slow, fast), spent, strict=True):
-            cpu_s.append(looped(functools.partial(simulate, engine, trace, actions), bench.at_least_s))
+            cpu_s.append(looped(functools.partial(_simulate, engine, trace, actions), bench.at_least_s))
     if not np.array_equal(slow.results(0), fast.results(0)):
         raise RuntimeError("two engines disagree: run the differential tests")
     return spent
 
 
 def requests_per_second(bench: Bench) -> Iterator[Figure]:
-    """Measure the kernel at three loads, and the growth of its cost with load and length of the trace."""
+    """Measure the kernel at three loads, and the growth of its cost with load and length of the trace.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        Requests and iterations per CPU second at each load, then microseconds per request for traces of growing length.
+    """
     workload = make_workload({"kind": "synthetic"})
     n = bench.cluster.num_instances
     engine = make_engine("kernel", bench.cluster, 1)
     count = bench.size(20_000, 200)
     for load in (*LOADS, 0.9):
-        trace = loaded_trace(workload, bench.cluster, load, count, bench.seed)
+        trace = _loaded_trace(workload, bench.cluster, load, count, bench.seed)
         cpu_s = _repeat_trace(bench, engine, trace)
         iterations = int(engine.instance_stats(0)["iterations"].sum())
         where, name = f"{n} instances, {load:.0%} load".replace("%", " %"), f"load_{round(100 * load)}"
@@ -118,7 +171,7 @@ def requests_per_second(bench: Bench) -> Iterator[Figure]:
         yield Figure(f"iterations_per_s.{name}", f"iterations, {where}", "iterations/s", "higher", rates, cpu_s)
     for length in (1000, 10_000, 100_000, 1_000_000):
         length = bench.size(length, length // 100)
-        trace = loaded_trace(workload, bench.cluster, 0.7, length, bench.seed)
+        trace = _loaded_trace(workload, bench.cluster, 0.7, length, bench.seed)
         cpu_s = _repeat_trace(bench, engine, trace)
         costs = [1e6 * s / length for s in cpu_s]
         title = f"cost per request, trace of {length:,}, 70 % load"
@@ -127,12 +180,22 @@ def requests_per_second(bench: Bench) -> Iterator[Figure]:
 
 def _repeat_trace(bench: Bench, engine: Engine, trace: Trace) -> list[float]:
     actions = round_robin(engine.num_instances, (1, len(trace)))
-    simulate(engine, trace, actions)
-    return [looped(lambda: simulate(engine, trace, actions), bench.at_least_s) for _ in range(bench.repeats)]
+    _simulate(engine, trace, actions)
+    return [looped(lambda: _simulate(engine, trace, actions), bench.at_least_s) for _ in range(bench.repeats)]
 
 
 def growth(bench: Bench) -> Iterator[Figure]:
-    """Measure how the cost of one decision, observation included, grows with the number of instances."""
+    """Measure how the cost of one decision, observation included, grows with the number of instances.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        Microseconds per decision at each N, then the exponent x of cost ~ N^x between neighbours.
+    """
     sizes, batch = (8, 64, 512), bench.size(16, 2)
     cost: dict[int, list[float]] = {}
     cpu: dict[int, list[float]] = {}
@@ -142,10 +205,10 @@ def growth(bench: Bench) -> Iterator[Figure]:
         workload = make_workload({"kind": "synthetic"})
         # The same number of requests for every instance, so that each N is measured in the same state.
         traces = [
-            loaded_trace(workload, bench.fleet(n), 0.7, steps * 2 + n * bench.size(50, 1), seed)
+            _loaded_trace(workload, bench.fleet(n), 0.7, steps * 2 + n * bench.size(50, 1), seed)
             for seed in range(batch)
         ]
-        cpu[n] = [cpu_seconds_of_steps(engine, traces, actions) for _ in range(bench.repeats)]
+        cpu[n] = [_cpu_seconds_of_steps(engine, traces, actions) for _ in range(bench.repeats)]
         cost[n] = [1e6 * s / actions.size for s in cpu[n]]
         yield Figure(f"decision_us.n{n}", f"cost per decision, N = {n}, B = {batch}", "us", "lower", cost[n], cpu[n])
     for small, large in itertools.pairwise(sizes):
@@ -156,7 +219,7 @@ def growth(bench: Bench) -> Iterator[Figure]:
         )  # fmt: skip
 
 
-def cpu_seconds_of_steps(engine: Engine, traces: list[Trace], actions: NDArray[np.int64]) -> float:
+def _cpu_seconds_of_steps(engine: Engine, traces: list[Trace], actions: NDArray[np.int64]) -> float:
     """Return CPU seconds of ``len(actions)`` steps of clusters that have been running for a while."""
     for index, trace in enumerate(traces):
         engine.reset(index, trace)
@@ -166,16 +229,26 @@ def cpu_seconds_of_steps(engine: Engine, traces: list[Trace], actions: NDArray[n
 
 
 def compile_time(bench: Bench) -> Iterator[Figure]:
-    """Measure the first use of the kernel in a new process, with an empty cache and with a filled one."""
+    """Measure the first use of the kernel in a new process, with an empty cache and with a filled one.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        CPU seconds.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        cold = in_new_process(first_use_seconds, bench.cluster, NUMBA_CACHE_DIR=folder)
-        warm = [in_new_process(first_use_seconds, bench.cluster, NUMBA_CACHE_DIR=folder) for _ in range(bench.repeats)]
+        cold = in_new_process(_first_use_seconds, bench.cluster, NUMBA_CACHE_DIR=folder)
+        warm = [in_new_process(_first_use_seconds, bench.cluster, NUMBA_CACHE_DIR=folder) for _ in range(bench.repeats)]
     title = "first use of the kernel in a process"
     yield Figure("compile_s.cold", f"{title}, empty cache", "s", "lower", [cold], [cold], note="measured once")
     yield Figure("compile_s.warm", f"{title}, filled cache", "s", "lower", warm, warm)
 
 
-def first_use_seconds(cluster: ClusterSpec) -> float:
+def _first_use_seconds(cluster: ClusterSpec) -> float:
     """Return the CPU seconds from asking for the engine to having used every part of it."""
     start = time.process_time()
     engine = make_engine("kernel", cluster, 1)
@@ -190,9 +263,24 @@ def first_use_seconds(cluster: ClusterSpec) -> float:
 
 
 def memory_per_environment(bench: Bench) -> Iterator[Figure]:
-    """Measure the resident memory of environments that have run an episode, in a new process."""
+    """Measure the resident memory of environments that have run an episode, in a new process.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        KiB per environment, then KiB of the kernel's state of one cluster.
+
+    Raises
+    ------
+    NotMeasuredError
+        The system has no ``/proc``.
+    """
     batch = bench.size(512, 16)
-    grown = [in_new_process(resident_growth, bench.cluster, batch) for _ in range(bench.repeats)]
+    grown = [in_new_process(_resident_growth, bench.cluster, batch) for _ in range(bench.repeats)]
     kib = [bytes_ / batch / 1024 for bytes_, _ in grown]
     yield Figure(
         "memory_per_environment_kib",
@@ -212,7 +300,7 @@ def memory_per_environment(bench: Bench) -> Iterator[Figure]:
     yield Figure("kernel_state_kib", title, "KiB", "lower", [state], [taken], note="size of a snapshot")
 
 
-def resident_growth(cluster: ClusterSpec, batch: int) -> tuple[int, float]:
+def _resident_growth(cluster: ClusterSpec, batch: int) -> tuple[int, float]:
     """Return by how many bytes ``batch`` environments and a whole episode of each raise the memory, and CPU seconds."""
     from fleetgym.envs.routing.problem import Routing
     from fleetgym.envs.vector import FleetVectorEnv
@@ -233,12 +321,27 @@ def resident_growth(cluster: ClusterSpec, batch: int) -> tuple[int, float]:
 
 
 def prefix_caching(bench: Bench) -> Iterator[Figure]:
-    """Measure the Mooncake trace, whose prompts share prefixes: in the trace's own 512-token blocks, and in vLLM's 16."""
+    """Measure the Mooncake trace, whose prompts share prefixes: in the trace's own 512-token blocks, and in vLLM's 16.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        Requests per CPU second.
+
+    Raises
+    ------
+    NotMeasuredError
+        The trace is not there.
+    """
     for block_size, key in ((512, "requests_per_s.prefix_caching"), (16, "requests_per_s.prefix_caching_16")):
         try:
             workload = make_workload({"kind": "mooncake", "block_size": block_size})
             cluster = _with_prefix_caching(bench.cluster, block_size)
-            trace = loaded_trace(workload, cluster, 0.7, bench.size(1 << 30, 100) if bench.quick else None, bench.seed)
+            trace = _loaded_trace(workload, cluster, 0.7, bench.size(1 << 30, 100) if bench.quick else None, bench.seed)
         except UserError as error:
             raise NotMeasuredError(str(error)) from None
         engine = make_engine("kernel", cluster, 1)

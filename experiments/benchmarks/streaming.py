@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetgym.envs.cluster.kernel.stream import round_robin, stream
+from fleetgym.envs.cluster.kernel.long_traces import round_robin, stream
 from fleetgym.envs.cluster.requests import FINISHED, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec
 from fleetgym.envs.problem import stretch
@@ -20,7 +20,7 @@ LOAD = 0.7
 PART = 100_000  # requests in memory
 
 
-class Run(NamedTuple):
+class _Run(NamedTuple):
     """What one streamed run took."""
 
     cpu_s: float
@@ -29,9 +29,24 @@ class Run(NamedTuple):
 
 
 def streaming(bench: Bench) -> Iterator[Figure]:
-    """Measure time and peak memory of ten million requests, each run in a new process."""
+    """Measure time and peak memory of ten million requests, each run in a new process.
+
+    Parameters
+    ----------
+    bench : Bench
+
+    Yields
+    ------
+    Figure
+        CPU seconds, then MiB of the process at its peak.
+
+    Raises
+    ------
+    NotMeasuredError
+        The system has no ``/proc``.
+    """
     count, part = bench.size(10_000_000, 3000), bench.size(PART, 1000)
-    runs = [in_new_process(streamed, bench.cluster, count, part, bench.seed) for _ in range(bench.repeats)]
+    runs = [in_new_process(_streamed, bench.cluster, count, part, bench.seed) for _ in range(bench.repeats)]
     cpu_s = [run.cpu_s for run in runs]
     title = f"{count:,} streamed requests, {bench.cluster.num_instances} instances, {100 * LOAD:.0f} % load"
     note = f"drawing them included, in parts of {part:,}; mean E2E {runs[0].mean_e2e_s:.2f} s"
@@ -40,7 +55,7 @@ def streaming(bench: Bench) -> Iterator[Figure]:
     yield Figure("stream_peak_mib", f"{title}: peak memory", "MiB", "lower", peaks, cpu_s, 1024.0, "whole process")
 
 
-def streamed(cluster: ClusterSpec, count: int, part: int, seed: int) -> Run:
+def _streamed(cluster: ClusterSpec, count: int, part: int, seed: int) -> _Run:
     """Simulate ``count`` synthetic requests; all of them must finish."""
     route = round_robin(cluster.num_instances)
     for _ in stream(cluster, parts(cluster, 20, 10, seed), route):
@@ -54,11 +69,27 @@ def streamed(cluster: ClusterSpec, count: int, part: int, seed: int) -> Run:
     cpu_s = time.process_time() - start
     if finished != count:
         raise RuntimeError(f"{count - finished} of {count} streamed requests did not finish")
-    return Run(cpu_s, memory_bytes("VmHWM"), e2e_ns * 1e-9 / count)
+    return _Run(cpu_s, memory_bytes("VmHWM"), e2e_ns * 1e-9 / count)
 
 
 def parts(cluster: ClusterSpec, count: int, part: int, seed: int) -> Iterator[Trace]:
-    """Draw a trace of ``count`` requests in parts, one following the other in time."""
+    """Draw a trace of ``count`` requests in parts, one following the other in time.
+
+    Parameters
+    ----------
+    cluster : ClusterSpec
+        Offered `LOAD` times its saturation rate.
+    count : int
+        Requests altogether.
+    part : int
+        Requests of each part but the last.
+    seed : int
+
+    Yields
+    ------
+    Trace
+        Arrivals go on ascending from part to part.
+    """
     workload, rng = make_workload({"kind": "synthetic"}), np.random.default_rng(seed)
     rate_rps = LOAD * sum(saturation_rps(spec, workload) for spec in cluster.expanded)
     end_ns = 0

@@ -26,7 +26,15 @@ MIN_WINDOWS = 6  # with five pairs even an exact sign-flip test cannot reach 95 
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95 % interval; NaN bounds where there are fewer than `MIN_WINDOWS` windows."""
+    """An estimate and its 95 % interval.
+
+    Attributes
+    ----------
+    estimate : float
+        NaN where a figure is missing.
+    low, high : float
+        NaN where there are fewer than `MIN_WINDOWS` windows.
+    """
 
     estimate: float
     low: float
@@ -96,17 +104,37 @@ def collect(rows: Sequence[Mapping[str, Any]], metric: str) -> Scores:
 
 
 def mean_interval(values: Array) -> Interval:
-    """Student's interval of the mean over windows and scenarios of ``values``, shape (W, C)."""
+    """Return Student's interval of the mean over windows and scenarios.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (W, C)
+        One figure for each window and scenario, NaN where it is missing.
+
+    Returns
+    -------
+    Interval
+        In the unit of ``values``.
+    """
     estimate = float(values.mean())
     half = _quantile(values) * float(np.sqrt(_variance(values, values)))
     return Interval(estimate, estimate - half, estimate + half)
 
 
 def relative_change(values: Array, reference: Array) -> Interval:
-    """Fieller's interval of ``mean(values) / mean(reference) - 1``, both of shape (W, C) in the same windows.
+    """Return Fieller's interval of ``mean(values) / mean(reference) - 1``.
 
-    Over one scenario it excludes zero exactly where `mean_interval` of the difference does. Without bounds (NaN) where
-    the reference's own mean cannot be told from zero.
+    Over one scenario it excludes zero exactly where `mean_interval` of the difference does.
+
+    Parameters
+    ----------
+    values, reference : ndarray of float64, shape (W, C)
+        Both in the same windows.
+
+    Returns
+    -------
+    Interval
+        A share: -0.1 is ten percent less. Without bounds (NaN) where the reference's own mean cannot be told from zero.
     """
     a, b = float(values.mean()), float(reference.mean())
     if not np.isfinite([a, b]).all() or b == 0.0:
@@ -150,6 +178,13 @@ def places(scores: Scores, *, lower_is_better: bool) -> list[int]:
     A policy is significantly better than another when the paired interval of their difference excludes 0. So a place
     is lost only to a shown difference; two policies with different places need not differ from each other. A policy
     with a missing figure comes after all complete ones.
+
+    Parameters
+    ----------
+    scores : Scores
+        Of P policies.
+    lower_is_better : bool
+        Of the metric.
 
     Returns
     -------

@@ -31,6 +31,7 @@ def run_policies(
     ----------
     problem : Problem
     policies : sequence of Policy
+        Each under a name of its own.
     windows : Windows
     seed : int
         Other seeds give other draws in each window.
@@ -41,6 +42,11 @@ def run_policies(
     -------
     list of Episode
         Policy by policy, window by window.
+
+    Raises
+    ------
+    UserError
+        Two policies of one name, or one that cannot decide this problem.
     """
     names = [policy.name for policy in policies]
     if repeated := {name for name in names if names.count(name) > 1}:
@@ -82,13 +88,20 @@ def check_failure_s(problem: Problem, windows: Windows) -> None:
 
     Always with the compiled engine, as the saturation probe: the two agree bit for bit.
 
+    Parameters
+    ----------
+    problem : Problem
+        Of the part that is judged; its ``failure_s`` is what is checked.
+    windows : Windows
+        The episodes that will be judged.
+
     Raises
     ------
     UserError
         Naming the largest latency that the yardstick gave to a served request.
     """
     episodes = run_policies(
-        replace(problem, engine="kernel"), [make_heuristic(problem.yardstick)], windows, progress=False
+        replace(problem, engine="kernel"), [make_heuristic(problem.yardstick, problem.env_id)], windows, progress=False
     )
     slowest_s = slowest_served_s(episodes)
     if slowest_s > problem.failure_s:
@@ -99,5 +112,10 @@ def check_failure_s(problem: Problem, windows: Windows) -> None:
 
 
 def slowest_served_s(episodes: Sequence[Episode]) -> float:
-    """Return the largest end-to-end latency of any request that was served, 0 if none was."""
+    """Return the largest end-to-end latency of any request that was served, in seconds; 0 if none was.
+
+    Parameters
+    ----------
+    episodes : sequence of Episode
+    """
     return max(float(np.nanmax(e.requests()["e2e_s"], initial=0.0)) for e in episodes)

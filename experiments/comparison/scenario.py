@@ -41,7 +41,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """Where a policy learns, where its best model is chosen, and where it is judged; they share no request."""
+    """Where a policy learns, where its best model is chosen, and where it is judged; they share no request.
+
+    Attributes
+    ----------
+    train : Part
+    validate : Part
+    test : Part
+    """
 
     train: Part
     validate: Part

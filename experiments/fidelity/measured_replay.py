@@ -30,7 +30,15 @@ ErrorTable = dict[str, dict[str, dict[str, float | None]]]
 
 
 class Load(NamedTuple):
-    """Requests of the simulated instance over time, each of shape (T,)."""
+    """Requests of the simulated instance over time, each of shape (T,).
+
+    Attributes
+    ----------
+    t_s : ndarray of float64, shape (T,)
+        Seconds after the first arrival, ascending.
+    running, waiting : ndarray of float64, shape (T,)
+        Requests that the scheduler runs, and requests that wait for it.
+    """
 
     t_s: Floats
     running: Floats
@@ -44,9 +52,11 @@ class Simulation:
     Attributes
     ----------
     latencies : dict of str to ndarray, shape (R,)
-        ``ttft``, ``tpot``, ``e2e`` in seconds.
+        ``ttft``, ``tpot``, ``e2e`` in seconds; NaN: none (the TPOT of an answer of one token).
     preemptions, cached_tokens : int
+        Sums over all requests.
     load : Load or None
+        None if no moments to look at were given.
     """
 
     latencies: dict[str, Floats]
@@ -62,10 +72,12 @@ class MeasuredReplay:
     Attributes
     ----------
     run : MeasuredRun
+        R requests and what was measured of them.
     instance : InstanceSpec
-    engine : str
-        ``kernel`` or ``reference``.
+        With ``latency_scale`` 1; its ranks hold ``kv.blocks`` each.
+    engine : {"kernel", "reference"}
     kv : KvBlocks
+        Blocks per rank and where the number comes from.
     settings : dict of str to (value, origin)
         Scheduler settings and where each comes from.
     notes : tuple of str
@@ -90,7 +102,7 @@ class MeasuredReplay:
         Parameters
         ----------
         latency_scale : float
-            Extra factor on every iteration.
+            Extra factor on every iteration's time.
         load_at_s : ndarray of float, shape (T,), optional
             When to look at the running and waiting requests, in seconds after the first arrival.
 
@@ -130,7 +142,7 @@ class MeasuredReplay:
         ----------
         simulation : Simulation
         chosen : ndarray of bool, shape (R,), optional
-            Requests to compare over, as far as they finished; by default all.
+            Requests to compare over, as far as they finished on the measured server; by default all.
 
         Returns
         -------
@@ -184,7 +196,7 @@ def replay_from(cfg: DictConfig) -> MeasuredReplay:
     Raises
     ------
     UserError
-        A faulty folder, settings that contradict ``meta.json``, or no catalogue row.
+        A faulty folder; a setting that is out of range or contradicts ``meta.json``; no catalogue row.
     """
     run = read_measured(cfg.measured)
     tp = _agreed("tp", cfg.tp, run.meta, "tensor_parallel_size")
@@ -219,8 +231,9 @@ def error_table(
     Parameters
     ----------
     measured, simulated : mapping of str to ndarray, shape (R,)
-        `METRICS` in seconds; nan: none.
+        `METRICS` in seconds; NaN: none.
     chosen : ndarray of bool, shape (R,)
+        Requests to compare over.
 
     Returns
     -------
@@ -291,7 +304,7 @@ def _settings(given: Mapping[str, Any], run: MeasuredRun, gpu: str) -> tuple[Eng
 
 
 def _expert_parallel(cfg: DictConfig, meta: Mapping[str, Any], tp: int, dp: int) -> int | None:
-    """Decide on ``ep``: the command line, else ``enable_expert_parallel`` of ``meta.json``; None: as in the catalogue."""
+    """Decide on ``ep``: command line, else ``enable_expert_parallel`` of ``meta.json``; None: as in the catalogue."""
     flag = meta.get("engine_kwargs", {}).get("enable_expert_parallel")
     if flag is None or not find_row(cfg.gpu, cfg.model, tp, dp=dp, tier=cfg.tier).has_experts:
         return _whole_or_none("ep", cfg.ep)

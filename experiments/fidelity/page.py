@@ -36,13 +36,29 @@ tr:last-child td { border-bottom: 0; } td.error { font-weight: 600; } img { disp
 
 
 def write_validation(folder: Path, replay: MeasuredReplay, simulation: Simulation, errors: ErrorTable) -> None:
-    """Write ``validation.png`` and the self-contained ``validation.html``."""
-    draw(folder / "validation.png", replay, simulation)
+    """Write ``validation.png`` and the self-contained ``validation.html``, each whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        Must exist.
+    replay : MeasuredReplay
+    simulation : Simulation
+        Of this replay; its ``load`` is drawn if it has one.
+    errors : ErrorTable
+        As `MeasuredReplay.errors` gives it.
+
+    Raises
+    ------
+    UserError
+        A file cannot be written.
+    """
+    _draw(folder / "validation.png", replay, simulation)
     picture = base64.b64encode((folder / "validation.png").read_bytes()).decode("ascii")
-    write_text(folder / "validation.html", page(replay, simulation, errors, picture))
+    write_text(folder / "validation.html", _page(replay, simulation, errors, picture))
 
 
-def draw(path: Path, replay: MeasuredReplay, simulation: Simulation) -> None:
+def _draw(path: Path, replay: MeasuredReplay, simulation: Simulation) -> None:
     """Draw the CDFs of TTFT, TPOT and E2E, and the running and waiting requests over time."""
     figure = new_figure(11.0, 7.2)
     grid = figure.subplots(2, 3)
@@ -86,7 +102,7 @@ def _load(axes: Axes, replay: MeasuredReplay, simulation: Simulation) -> None:
     plain_axes(axes)
 
 
-def page(replay: MeasuredReplay, simulation: Simulation, errors: ErrorTable, picture: str) -> str:
+def _page(replay: MeasuredReplay, simulation: Simulation, errors: ErrorTable, picture: str) -> str:
     """Return the page as HTML; ``picture`` is the PNG in base64."""
     facts = replay.facts()
     judged, total = facts["requests"]["judged"], facts["requests"]["total"]

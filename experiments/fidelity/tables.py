@@ -9,7 +9,16 @@ from fleetgym.experiments.fidelity.measured_replay import METRICS, STATISTICS, E
 
 
 def print_errors(errors: ErrorTable, console: Console, title: str) -> None:
-    """Print measured, simulated and error of every metric and statistic."""
+    """Print measured, simulated and error of every metric and statistic.
+
+    Parameters
+    ----------
+    errors : ErrorTable
+        As `MeasuredReplay.errors` gives it.
+    console : Console
+    title : str
+        Above the table.
+    """
     grid = Table(title=title, title_justify="left", header_style="bold")
     grid.add_column("metric")
     grid.add_column("statistic")
@@ -18,14 +27,23 @@ def print_errors(errors: ErrorTable, console: Console, title: str) -> None:
     for metric in METRICS:
         for name in STATISTICS:
             cell = errors[metric][name]
-            shown = (show_seconds(cell["measured_s"]), show_seconds(cell["simulated_s"]), show_error(cell["error_pct"]))
+            shown = (
+                _show_seconds(cell["measured_s"]),
+                _show_seconds(cell["simulated_s"]),
+                _show_error(cell["error_pct"]),
+            )
             grid.add_row(metric.upper() if name == STATISTICS[0] else "", name, *shown)
         grid.add_section()
     console.print(grid)
 
 
 def print_facts(replay: MeasuredReplay) -> None:
-    """Print the instance, its settings with their origin, and the notes."""
+    """Print the instance, its settings with their origin, and the notes.
+
+    Parameters
+    ----------
+    replay : MeasuredReplay
+    """
     row = replay.instance.row
     kind = "no catalogue row, composed:" if row.estimate else "catalogue row"
     print(f"{kind} {row.key}, tier {row.tier}, scale {row.scale:g}: {row.provenance}")
@@ -36,13 +54,13 @@ def print_facts(replay: MeasuredReplay) -> None:
         print(f"note: {note}")
 
 
-def show_seconds(value: float | None) -> str:
+def _show_seconds(value: float | None) -> str:
     """``1.234 s`` or ``12.34 ms``."""
     if value is None:
         return "–"
     return f"{value:.3f} s" if value >= 1.0 else f"{1e3 * value:.2f} ms"
 
 
-def show_error(value: float | None) -> str:
+def _show_error(value: float | None) -> str:
     """Format a signed percentage."""
     return "–" if value is None else f"{value:+.2f} %"

@@ -28,6 +28,11 @@ class Task:
 
     It is pickled as a reference to its module, so that a worker process imports that module as the main
     process did; pickled by value, as Hydra's launchers would, it would arrive without what its imports register.
+
+    Parameters
+    ----------
+    body : callable
+        ``main(cfg)`` of a command: a function at the top of its module, under its own name.
     """
 
     def __init__(self, body: Body) -> None:
@@ -35,7 +40,23 @@ class Task:
         self._body = body
 
     def __call__(self, cfg: Any) -> float | None:
-        """Run the body; every failure leaves as `CommandFailed`, with the traceback of where it happened."""
+        """Run the body; every failure leaves as `CommandFailed`, with the traceback of where it happened.
+
+        Parameters
+        ----------
+        cfg : DictConfig
+            As Hydra composed it.
+
+        Returns
+        -------
+        float or None
+            What the body returns.
+
+        Raises
+        ------
+        CommandFailed
+            The body raised: code 2 where the user can mend it (a `UserError`, a missing value), else code 1.
+        """
         try:
             return self._body(cfg)
         except Exception as error:  # noqa: BLE001 every failure must leave as an exit code
@@ -91,7 +112,17 @@ def command(config_name: str) -> Callable[[Body], Callable[..., float | None]]:
     Parameters
     ----------
     config_name : str
-        A primary config of ``fleetgym.conf``.
+        A primary config of ``fleetgym.conf``, without ``.yaml``.
+
+    Returns
+    -------
+    callable
+        The decorator. What it makes takes a config, or none to compose one from the command line.
+
+    Raises
+    ------
+    SystemExit
+        From what it makes, composing its own config: the run failed.
     """
 
     def decorate(body: Body) -> Callable[..., float | None]:

@@ -76,7 +76,18 @@ def _options(group: str) -> list[str]:
 def config_line(error: Exception, config_name: str | None = None) -> str | None:
     """Return ``error: ...`` for what the user can mend, mistakes in a config among it, else None.
 
-    An OSError counts only where it comes from Hydra (``config_name`` is given), which then could not make the run folder.
+    An OSError counts only where it comes from Hydra (``config_name`` is given), which then could not make the run
+    folder.
+
+    Parameters
+    ----------
+    error : Exception
+    config_name : str, optional
+        The command's primary config, given if the error came from Hydra and not from the command's own code.
+
+    Returns
+    -------
+    str or None
     """
     if (line := user_line(error)) is not None:
         return line

@@ -14,6 +14,13 @@ class CommandFailed(BaseException):
     """Carries the text and the exit code of a failed job through Hydra and out of worker processes.
 
     Not an `Exception`, so that Hydra neither prints nor wraps it, and a sweep stops at the first failure.
+
+    Parameters
+    ----------
+    text : str
+        What to print on stderr: one line ``error: ...``, or a traceback.
+    code : int
+        Exit code: 2 for what the user can mend, else 1.
     """
 
     def __init__(self, text: str, code: int) -> None:
@@ -23,7 +30,18 @@ class CommandFailed(BaseException):
 
 
 def user_line(error: Exception) -> str | None:
-    """Return ``error: ...`` for what the user can mend, else None."""
+    """Return ``error: ...`` for what the user can mend, else None.
+
+    Parameters
+    ----------
+    error : Exception
+        A `UserError` is the user's to mend.
+
+    Returns
+    -------
+    str or None
+        One line, line breaks replaced.
+    """
     return f"error: {' '.join(str(error).split())}" if isinstance(error, UserError) else None
 
 
@@ -33,6 +51,7 @@ def guard(call: Callable[[], Any], line_of: Callable[[Exception], str | None] = 
     Parameters
     ----------
     call : callable
+        Without arguments; what it returns is dropped.
     line_of : callable
         Tells of an exception the line to print, or None where it is no mistake of the user.
 

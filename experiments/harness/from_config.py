@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fleetgym.baselines import make_heuristic
+from fleetgym.envs.episodes import try_out
 from fleetgym.envs.errors import UserError, UserNote
 from fleetgym.envs.policy import Policy
 from fleetgym.envs.problem import Problem
@@ -22,7 +23,14 @@ from fleetgym.experiments.harness.config import plain, spec
 
 
 def problem_of(cfg: DictConfig, part: PartName | None = None) -> Problem:
-    """Build the decision problem that ``cfg.env.id`` names; ``part`` names the part of its scenario, if it has one.
+    """Build the decision problem that ``cfg.env.id`` names; one episode is drawn to see that it fits the fleet.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of a command that simulates.
+    part : {"train", "validate", "test"}, optional
+        Part of the scenario; None, or a config without a scenario: the environment as it is.
 
     Raises
     ------
@@ -86,22 +94,31 @@ def _check_workload(problem: Problem) -> None:
 
 
 def make_policy(
-    policy: str | Mapping[str, Any], *, checkpoint: Any = None, bundle: Any = None, problem: Problem | None = None
+    policy: str | Mapping[str, Any], problem: Problem, *, checkpoint: Any = None, bundle: Any = None
 ) -> Policy:
-    """Build one policy: a heuristic by name, ``checkpoint`` or ``bundle`` from their paths.
+    """Build one policy and try it out: a heuristic by name, ``checkpoint`` or ``bundle`` from their paths.
 
     Parameters
     ----------
     policy : str or mapping
-        A name, or ``{"name": ..., parameter: value, ...}``.
-    checkpoint, bundle : path, optional
-    problem : Problem, optional
+        A name, or ``{"name": ..., parameter: value, ...}``; ``fallback`` is the problem's own.
+    problem : Problem
         What it is to decide: a policy of another one is refused.
+    checkpoint, bundle : path, optional
+        Given exactly where ``policy`` is "checkpoint" or "bundle".
+
+    Raises
+    ------
+    UserError
+        An unknown name or parameter, a path too much or too few, a file that is refused, or a policy that fails when
+        it is tried out.
     """
     parameters = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
     name = parameters.pop("name", None)
     if not isinstance(name, str):
         raise UserError(f"policy.name={name!r}: must be the name of a policy")
+    if name == "fallback":
+        name = problem.fallback
     paths = {"checkpoint": checkpoint, "bundle": bundle}
     for kind, path in paths.items():
         if kind == name and path is None:
@@ -109,21 +126,53 @@ def make_policy(
         if kind != name and path is not None:
             raise UserError(f"{kind}={str(path)!r}: read under policy={kind} only, policy is {name}")
     if name not in paths:
-        return make_heuristic(name, **parameters)
+        heuristic = make_heuristic(name, problem.env_id, **parameters)
+        try_out(heuristic, problem)
+        return heuristic
     if parameters:
         raise UserError(f"policy.{next(iter(parameters))}: unknown; policy={name} takes no parameters")
     return learned(checkpoint, problem) if name == "checkpoint" else exported(bundle, problem)
 
 
-def learned(path: str | Path, problem: Problem | None = None) -> Policy:
-    """Load a trained checkpoint."""
+def learned(path: str | Path, problem: Problem) -> Policy:
+    """Load a trained checkpoint and try it out.
+
+    Parameters
+    ----------
+    path : path
+        The zip (`fleetgym.agents.learned.load_checkpoint`).
+    problem : Problem
+        What it is to decide: a checkpoint of another one is refused.
+
+    Raises
+    ------
+    UserError
+        The file is refused, or the policy fails when it is tried out.
+    """
     from fleetgym.agents.learned import load_checkpoint
 
-    return load_checkpoint(path, problem=problem)
+    policy = load_checkpoint(path, problem=problem)
+    try_out(policy, problem)
+    return policy
 
 
-def exported(path: str | Path, problem: Problem | None = None) -> Policy:
-    """Load an exported bundle as a policy."""
+def exported(path: str | Path, problem: Problem) -> Policy:
+    """Load an exported bundle as a policy and try it out.
+
+    Parameters
+    ----------
+    path : path
+        The bundle's folder.
+    problem : Problem
+        What it is to decide: a bundle of another one is refused.
+
+    Raises
+    ------
+    UserError
+        The folder is refused, or the policy fails when it is tried out.
+    """
     from fleetgym.agents.bundle_policy import BundlePolicy
 
-    return BundlePolicy(path, problem)
+    policy = BundlePolicy(path, problem)
+    try_out(policy, problem)
+    return policy

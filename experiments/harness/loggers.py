@@ -31,14 +31,34 @@ class MetricLogger(ABC):
 
     @abstractmethod
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Record ``metrics`` at ``step``."""
+        """Record ``metrics`` at ``step``.
+
+        Parameters
+        ----------
+        metrics : mapping of str to float, int, bool or str
+            By name.
+        step : int
+            Timesteps of training so far.
+        """
 
     def attach(self, model: BaseAlgorithm) -> None:
-        """Make an SB3 model log here."""
+        """Make an SB3 model log here.
+
+        Parameters
+        ----------
+        model : BaseAlgorithm
+            Everything it records from now on comes to `log`.
+        """
         model.set_logger(sb3_logger(self))
 
     def close(self, exit_code: int = 0) -> None:  # noqa: B027 not every sink holds something
-        """Flush and release everything; ``exit_code`` tells a tracker whether the run failed."""
+        """Flush and release everything.
+
+        Parameters
+        ----------
+        exit_code : int
+            Told to a tracker: the run failed unless 0.
+        """
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +82,12 @@ class CsvLogger(MetricLogger):
     Parameters
     ----------
     folder : Path
+        Where ``progress.csv`` is written, replacing an earlier one.
+
+    Raises
+    ------
+    UserError
+        It cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,7 +97,7 @@ class CsvLogger(MetricLogger):
         self._rewrite()
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Add one row."""
+        """Add one row; a column that ``metrics`` does not name stays empty."""
         row = {"step": step, **metrics}
         self._rows.append(row)
         new = [name for name in row if name not in self._columns]
@@ -95,6 +121,7 @@ class TensorboardLogger(MetricLogger):
     Parameters
     ----------
     folder : Path
+        Where ``tensorboard/`` is made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -119,12 +146,20 @@ class WandbLogger(MetricLogger):
     Parameters
     ----------
     folder : Path
+        Where ``wandb/`` is made.
     config : mapping
         What the run was configured with.
-    project, group, job_type : str
-    tags : sequence of str
-    mode : str or None
-        ``online``, ``offline`` or ``disabled``; None: ``WANDB_MODE``, else `default_wandb_mode`.
+    project : str
+    group, job_type : str, optional
+        Names under which Weights & Biases gathers runs.
+    tags : list of str, optional
+    mode : str, optional
+        One of `WANDB_MODES`; None: ``WANDB_MODE``, else as `default_wandb_mode` says.
+
+    Raises
+    ------
+    UserError
+        Unknown mode.
     """
 
     def __init__(
@@ -156,7 +191,7 @@ class WandbLogger(MetricLogger):
         )
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Send one step."""
+        """Send one step; Weights & Biases drops what is sent for an earlier step than the last."""
         self._run.log(dict(metrics), step=step)
 
     def close(self, exit_code: int = 0) -> None:
@@ -186,14 +221,30 @@ LOGGERS = ("none", "csv", "tensorboard", "wandb")
 
 @dataclass(frozen=True)
 class LoggerSpec:
-    """A logger without settings of its own (``conf/logger``)."""
+    """A logger without settings of its own (``conf/logger``).
+
+    Attributes
+    ----------
+    name : {"none", "csv", "tensorboard"}
+    """
 
     name: Literal["none", "csv", "tensorboard"]
 
 
 @dataclass(frozen=True)
 class WandbSpec:
-    """Weights & Biases; see `WandbLogger`."""
+    """Weights & Biases (`WandbLogger`).
+
+    Attributes
+    ----------
+    name : {"wandb"}
+    project : str
+    mode : {"online", "offline", "disabled", "shared"}, optional
+        None: as `default_wandb_mode` says.
+    group : str, optional
+        None: the experiment's name.
+    tags : tuple of str
+    """
 
     name: Literal["wandb"]
     project: str = "fleetgym"
@@ -204,6 +255,11 @@ class WandbSpec:
 
 def check_logger(settings: Mapping[str, Any]) -> None:
     """Check ``cfg.logger`` before there is a folder to log to.
+
+    Parameters
+    ----------
+    settings : mapping
+        ``cfg.logger`` as a plain mapping.
 
     Raises
     ------
@@ -242,7 +298,7 @@ def make_logger(
     Raises
     ------
     UserError
-        Unknown logger.
+        Unknown logger or setting, a value of the wrong type, or a file that cannot be written.
     """
     check_logger(settings)
     options = {key: value for key, value in settings.items() if key != "name"}
@@ -259,7 +315,13 @@ def make_logger(
 
 
 def sb3_logger(logger: MetricLogger) -> Logger:
-    """Return an SB3 logger that hands every scalar on to ``logger``: ``model.set_logger(sb3_logger(logger))``."""
+    """Return an SB3 logger that hands every scalar on to ``logger``: ``model.set_logger(sb3_logger(logger))``.
+
+    Parameters
+    ----------
+    logger : MetricLogger
+        Stays open: closing it is its owner's.
+    """
     from stable_baselines3.common.logger import KVWriter, Logger
 
     class Forward(KVWriter):

@@ -31,14 +31,28 @@ NAME = re.compile(r"\w[\w.+-]{0,59}")  # becomes a file name
 
 
 def within(name: str, value: int | None, low: int, high: int) -> None:
-    """Refuse a number outside ``[low, high]``; None passes."""
+    """Refuse a number outside ``[low, high]``; None passes.
+
+    Parameters
+    ----------
+    name : str
+        Of the option, for the message.
+    value : int or None
+    low, high : int
+        Both allowed.
+
+    Raises
+    ------
+    UserError
+        It lies outside.
+    """
     if value is not None and not low <= value <= high:
         raise UserError(f"{name}={value}: must lie between {low} and {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base: one field for each top-level key that ``command`` reads; ``only`` names the (dotted) subkeys, if not all are."""
+    """Base: one field for each top-level key that ``command`` reads; ``only`` names the (dotted) subkeys, if not all."""
 
     command: ClassVar[str] = ""
 
@@ -84,7 +98,13 @@ class Named(Simulated):
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateOptions(OnePolicy):
-    """Of ``fleetgym simulate``."""
+    """Of ``fleetgym simulate``.
+
+    Attributes
+    ----------
+    failure_s : float
+        Latency that a request is charged which did not finish, in seconds.
+    """
 
     command = "simulate"
     failure_s: float
@@ -137,14 +157,16 @@ class LeaderboardOptions(Named):
     command = "leaderboard"
     scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
     seeds: tuple[int, ...] | None
-    policies: tuple[str | Group, ...]
+    policies: tuple[str | Group, ...] | None
     checkpoint: tuple[str, ...] | None
     bundle: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.policies:
-            raise UserError("policies=[]: must name at least one policy")
+        if self.policies == ():
+            raise UserError(
+                "policies=[]: must name at least one policy, or be null for all heuristics of the environment"
+            )
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise UserError(f"seeds={list(self.seeds)}: must be a list of distinct whole numbers, or null for all")
         for seed in self.seeds or ():
@@ -153,7 +175,21 @@ class LeaderboardOptions(Named):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions(Options):
-    """Of ``fleetgym bench``."""
+    """Of ``fleetgym bench``.
+
+    Attributes
+    ----------
+    cluster : mapping
+        The fleet to measure on.
+    seed : int
+        Of the draws, 0 to `LARGEST_SEED`.
+    repeats : int
+        Of each measurement, 1 to 1000.
+    only : tuple of str or None
+        Measurements by name (`fleetgym.experiments.bench.MEASUREMENTS`); None: all.
+    quick : bool
+        A smoke run on a fraction of the work.
+    """
 
     command = "bench"
     cluster: Group
@@ -169,7 +205,14 @@ class BenchOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenOptions(Options):
-    """Of ``fleetgym golden``."""
+    """Of ``fleetgym golden``.
+
+    Attributes
+    ----------
+    file : str
+        Path of the recorded cases.
+    engine : {"kernel", "reference"}
+    """
 
     command = "golden"
     file: str
@@ -178,7 +221,25 @@ class GoldenOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Options):
-    """What the commands read that replay a measured run."""
+    """What the commands read that replay a measured run.
+
+    Attributes
+    ----------
+    measured : str
+        Path of the run's folder.
+    gpu, model : str
+        Of a row of the catalogue.
+    tp, dp, ep : int or None
+        Tensor-, data- and expert-parallel degree, 1 to 1024; None: as in ``meta.json``, else 1, 1 and as in the
+        catalogue.
+    tier : str or None
+        Of the catalogue's rows; None: the most trusted.
+    kv_blocks : int or None
+        Of one rank; None: recorded or estimated.
+    engine : {"kernel", "reference"}
+    vllm : mapping
+        Settings of the server by vLLM's names; null: from ``meta.json``, else vLLM's default.
+    """
 
     measured: str
     gpu: str
@@ -212,10 +273,37 @@ class CalibrateOptions(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportedFrom:
+    """The environment of an exported policy.
+
+    Attributes
+    ----------
+    id : str or None
+        None: as the checkpoint or the heuristic says.
+    """
+
+    id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions(Options):
-    """Of ``fleetgym export``."""
+    """Of ``fleetgym export``.
+
+    Attributes
+    ----------
+    env : ExportedFrom
+    policy : mapping or None
+        ``name`` of a heuristic with a linear score; None: ``checkpoint`` is exported.
+    checkpoint : str or None
+        Path of the zip.
+    bundle : str or None
+        Folder to write; None: ``bundle`` in the run folder.
+    evaluation : str or None
+        Path of a ``leaderboard.json`` whose entries the model card shows.
+    """
 
     command = "export"
+    env: ExportedFrom
     policy: Group | None = None
     checkpoint: str | None
     bundle: str | None
@@ -224,7 +312,13 @@ class ExportOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportVerifyOptions(Options):
-    """Of ``fleetgym export-verify``."""
+    """Of ``fleetgym export-verify``.
+
+    Attributes
+    ----------
+    bundle : str
+        Path of the folder.
+    """
 
     command = "export-verify"
     bundle: str
@@ -309,7 +403,18 @@ def _refuse_void(options: Options, overrides: Iterable[Override]) -> None:
 
 
 def readers_of(path: list[str]) -> list[str]:
-    """Return the commands that read the key ``path``."""
+    """Return the commands that read the key ``path``.
+
+    Parameters
+    ----------
+    path : list of str
+        Its parts, e.g. ``["scenario", "parts", "test"]``.
+
+    Returns
+    -------
+    list of str
+        Empty if no command does.
+    """
     return [name for name, options in OPTIONS.items() if _reads(options, path)]
 
 

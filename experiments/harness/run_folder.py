@@ -67,7 +67,18 @@ class RunFolder:
 
     @classmethod
     def from_hydra(cls, config: Any) -> RunFolder:
-        """Take the folder and the overrides of the running Hydra job."""
+        """Take the folder and the overrides of the running Hydra job.
+
+        Parameters
+        ----------
+        config : DictConfig
+            As Hydra composed it.
+
+        Raises
+        ------
+        UserError
+            The folder cannot be made or written.
+        """
         hydra = HydraConfig.get()
         return cls(hydra.runtime.output_dir, config, task_overrides(hydra))
 
@@ -104,24 +115,82 @@ class RunFolder:
 
             with run.atomic("requests.parquet") as path:
                 table.write_parquet(path)
+
+        Parameters
+        ----------
+        name : str
+            Of the file in this folder.
+
+        Yields
+        ------
+        Path
+            Does not exist yet.
+
+        Raises
+        ------
+        UserError
+            The file cannot be written, or the disk is full.
         """
         with replacing(self.path / name) as path:
             yield path
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a text file whole or not at all, and return its path."""
+        """Write a text file whole or not at all, and return its path.
+
+        Parameters
+        ----------
+        name : str
+            Of the file in this folder.
+        text : str
+            Written as UTF-8.
+
+        Raises
+        ------
+        UserError
+            The file cannot be written, or the disk is full.
+        """
         with self.atomic(name) as path:
             path.write_text(text, encoding="utf-8")
         return self.path / name
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write strict JSON: arrays become lists, NaN and infinities become null."""
+        """Write strict JSON (arrays become lists, NaN and infinities become null) and return its path.
+
+        Parameters
+        ----------
+        name : str
+            Of the file in this folder.
+        value : Any
+            As `jsonable` takes it.
+
+        Raises
+        ------
+        UserError
+            The file cannot be written, or the disk is full.
+        TypeError
+            A value has no JSON form.
+        """
         return self.write_text(name, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> Path:
         """Write ``metrics.json`` and, flattened to ``metric,value`` rows, ``metrics.csv``.
 
         Simulated figures only: the same run must write the same bytes again.
+
+        Parameters
+        ----------
+        metrics : mapping
+            Perhaps nested: keys of ``metrics.csv`` are joined by dots.
+
+        Returns
+        -------
+        Path
+            Of ``metrics.json``.
+
+        Raises
+        ------
+        UserError
+            A file cannot be written, or the disk is full.
         """
         rows = io.StringIO()
         writer = csv.writer(rows, lineterminator="\n")
@@ -145,7 +214,18 @@ class RunFolder:
 
 
 def jsonable(value: Any) -> Any:
-    """Return ``value`` as what strict JSON knows; NaN and infinities become None."""
+    """Return ``value`` as what strict JSON knows; NaN and infinities become None.
+
+    Parameters
+    ----------
+    value : Any
+        Mappings, lists, tuples, numpy arrays and scalars, paths, text, numbers, None; nested.
+
+    Raises
+    ------
+    TypeError
+        Anything else.
+    """
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -162,7 +242,20 @@ def jsonable(value: Any) -> Any:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings and lists to dotted keys, as in ``{"ttft.mean_s": 0.15}``."""
+    """Flatten nested mappings and lists to dotted keys, as in ``{"ttft.mean_s": 0.15}``.
+
+    Parameters
+    ----------
+    value : Any
+        Nested mappings and lists; an entry of a list has its index as key.
+    prefix : str
+        Key of ``value`` itself.
+
+    Returns
+    -------
+    dict of str to Any
+        Values that are neither mapping nor list, in order.
+    """
     if isinstance(value, Mapping):
         items = [(str(key), item) for key, item in value.items()]
     elif isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A Hydra callback that checks every job of a sweep before the first one runs: its options, its fleet and its traffic."""
+"""A Hydra callback that checks every job of a sweep before the first runs: its options, its fleet and its traffic."""
 
 from __future__ import annotations
 
@@ -32,7 +32,22 @@ class CheckSweep(Callback):
     """Reads what every job asks for (named in ``conf/hydra``)."""
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
-        """Compose each job as Hydra's own sweeper will; other sweepers choose values as they go."""
+        """Compose each job as Hydra's own sweeper will; other sweepers choose values as they go.
+
+        Parameters
+        ----------
+        config : DictConfig
+            The sweep's, Hydra's own node included.
+        config_name : str, optional
+            The command's primary config.
+        **kwargs : Any
+            What else Hydra tells its callbacks; not read.
+
+        Raises
+        ------
+        CommandFailed
+            A job is refused; none has run, and nothing is written.
+        """
         options = OPTIONS.get((config_name or "").replace("_", "-"))
         if options is None or not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
             return

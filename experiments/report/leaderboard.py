@@ -24,11 +24,12 @@ def write_leaderboard(
     config: Mapping[str, Any] | None = None,
     versions: Mapping[str, Any] | None = None,
 ) -> LeaderboardTable:
-    """Rank the policies and write ``leaderboard.{csv,json,png,html}`` and ``slo_attainment.png``, each whole or not at all.
+    """Rank the policies and write ``leaderboard.{csv,json,png,html}`` and ``slo_attainment.png``, each whole or absent.
 
     Parameters
     ----------
     folder : Path
+        Made if absent; earlier files of these names are replaced.
     rows : sequence of mappings
         One per policy and window (and ``scenario``, if there are several): ``policy``, ``kind`` ("heuristic",
         "learned", "bundle" or "oracle"), ``window``, the dotted columns of
@@ -40,11 +41,16 @@ def write_leaderboard(
     reference_kind : str
         The best policy of this kind is the one that all are compared with.
     failure_s : float
-        What a failed request is charged; a note tells if a served one took longer.
+        What a failed request is charged, in seconds; a note tells if a served one took longer.
     config : mapping, optional
         The resolved config, shown on the page.
     versions : mapping, optional
         By default those that are installed.
+
+    Returns
+    -------
+    LeaderboardTable
+        What was written.
 
     Raises
     ------

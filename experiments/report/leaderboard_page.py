@@ -20,11 +20,25 @@ SCATTER_X = "ttft_charged_s.p90"
 
 
 def write_page(path: Path, table: LeaderboardTable, about: Mapping[str, Any]) -> None:
-    """Write the page; ``about`` holds ``config`` and ``versions``."""
-    write_text(path, page(table, about))
+    """Write the leaderboard's page, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The HTML file.
+    table : LeaderboardTable
+    about : mapping
+        ``config`` (the resolved config) and ``versions``, shown at the end; empty ones as "none given".
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
+    write_text(path, _page(table, about))
 
 
-def page(table: LeaderboardTable, about: Mapping[str, Any]) -> str:
+def _page(table: LeaderboardTable, about: Mapping[str, Any]) -> str:
     """Fill ``page.html``."""
     axis = svg.strip_axis(table)
     scenario = dict(table.scenario)

@@ -7,8 +7,14 @@ from typing import Any
 
 
 def print_parity(report: Mapping[str, Any]) -> None:
-    """Print what `fleetgym.agents.bundle_verify.verify` found."""
-    print(f"{report['policy_id']}: {report['vectors']} vectors, {report['instances']} instances")
+    """Print how far both evaluations of a bundle are from its recorded decisions.
+
+    Parameters
+    ----------
+    report : mapping
+        As `fleetgym.agents.bundle_verify.verify` returns it.
+    """
+    print(f"{report['policy_id']}: {report['vectors']} vectors, {report['num_choices']} choices")
     for name in ("onnxruntime", "numpy"):
         part = report[name]
         print(

@@ -31,20 +31,44 @@ STEP_KEYS = ("timesteps", "step", "total_timesteps", "time/total_timesteps")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make a figure on an Agg canvas."""
+    """Make a figure on an Agg canvas.
+
+    Parameters
+    ----------
+    width, height : float
+        In inches; `save` draws 150 pixels for each.
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all; the same figure gives the same bytes."""
+    """Write a PNG, whole or not at all; the same figure gives the same bytes.
+
+    Parameters
+    ----------
+    figure : Figure
+    path : Path
+        A file ending in ``.png``.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata={"Software": None})
 
 
 def plain_axes(axes: Axes) -> Axes:
-    """Take the frame off and put a faint grid behind; returns the axes."""
+    """Take the frame off, put a faint grid behind and return the axes.
+
+    Parameters
+    ----------
+    axes : Axes
+        Changed in place.
+    """
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -52,7 +76,22 @@ def plain_axes(axes: Axes) -> Axes:
 
 
 def leaderboard_plot(path: Path, table: LeaderboardTable) -> None:
-    """Draw the main metric with its intervals, and TTFT P90 against the main metric."""
+    """Draw the main metric with its intervals, and P90 of TTFT against the main metric.
+
+    The second panel is left out where P90 of TTFT itself ranks or no policy has one. Policies without a figure are not
+    drawn.
+
+    Parameters
+    ----------
+    path : Path
+        The PNG file.
+    table : LeaderboardTable
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
     shown = [entry for entry in table.entries if math.isfinite(entry.main.estimate)]
     other = next((column for column in COLUMNS if column.key == SCATTER_X), None)
     scatter = [entry for entry in shown if math.isfinite(entry.metrics.get(SCATTER_X, math.nan))]
@@ -68,7 +107,20 @@ def leaderboard_plot(path: Path, table: LeaderboardTable) -> None:
 
 
 def attainment_plot(path: Path, table: LeaderboardTable) -> None:
-    """Draw the share of requests within their SLO over a factor on all objectives, one line per policy."""
+    """Draw the share of requests within their SLO over a factor on all objectives, one line per policy.
+
+    Parameters
+    ----------
+    path : Path
+        The PNG file.
+    table : LeaderboardTable
+        Entries without a curve (`Entry.attainment`) are not drawn.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
     one = SLO_SCALES.index(1.0)
     entries = sorted((e for e in table.entries if e.attainment), key=lambda entry: -entry.attainment[one])
     figure = new_figure(8.5, 4.6)
@@ -150,6 +202,7 @@ def run_plots(
     Parameters
     ----------
     folder : Path
+        Must exist; earlier pictures are replaced.
     columns : mapping of str to ndarray, shape (R,)
         As `fleetgym.envs.cluster.metrics.per_request` gives them.
     instance_stats : ndarray of INSTANCE_STATS_DTYPE, shape (N,)
@@ -159,6 +212,12 @@ def run_plots(
     Returns
     -------
     list of Path
+        The three files.
+
+    Raises
+    ------
+    UserError
+        A file cannot be written.
     """
     labels = [str(index) for index in range(len(instance_stats))] if names is None else list(names)
     figures = {
@@ -195,7 +254,22 @@ def _latency_cdf(columns: Mapping[str, NDArray[Any]]) -> Figure:
 
 
 def in_flight_steps(arrival_s: NDArray[np.float64], leave_s: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Requests in flight over time: ``(times, counts)`` just after each change; a NaN leave never leaves."""
+    """Count the requests in flight over time.
+
+    Parameters
+    ----------
+    arrival_s : ndarray of float64, shape (R,)
+        In seconds.
+    leave_s : ndarray of float64, shape (R,)
+        When each finished; NaN: it never left.
+
+    Returns
+    -------
+    times : ndarray of float64, shape (K,)
+        Every arrival and leave in order; of equal ones leaves come first.
+    counts : ndarray of int64, shape (K,)
+        Requests in flight just after each.
+    """
     leaves = leave_s[np.isfinite(leave_s)]
     times = np.concatenate([arrival_s, leaves])
     change = np.concatenate([np.ones(len(arrival_s), np.int64), -np.ones(len(leaves), np.int64)])
@@ -247,15 +321,22 @@ def training_curve(
     Parameters
     ----------
     folder : Path
+        Must exist; an earlier picture is replaced.
     source : Path or sequence of mappings
         A CSV file, or its rows, with a column of timesteps (one of `STEP_KEYS`); empty cells are skipped.
     keys : sequence of str, optional
         Columns to draw; by default every numeric one (at most eight).
 
+    Returns
+    -------
+    Path
+        The picture.
+
     Raises
     ------
     UserError
-        No rows, no column of timesteps, or an unknown key.
+        The CSV file cannot be read; no rows, no column of timesteps, no numeric column besides it, or an unknown key;
+        the picture cannot be written.
     """
     rows = _read_csv(source) if isinstance(source, Path) else list(source)
     known = list(dict.fromkeys(key for row in rows for key in row))

@@ -14,19 +14,55 @@ STRIP_WIDTH, STRIP_HEIGHT = 250, 30
 
 
 def strip_axis(table: LeaderboardTable) -> Axis:
-    """One axis for the main metric of all rows."""
+    """Fit one axis to the main metric of all rows: estimates, bounds and windows, in the unit that is shown.
+
+    Parameters
+    ----------
+    table : LeaderboardTable
+
+    Returns
+    -------
+    Axis
+        From 8 to `STRIP_WIDTH` - 8 pixels.
+    """
     figures = [v for e in table.entries for v in (*e.main, *e.per_window.values())]
     return fit_axis((value * table.main.scale for value in figures), 8.0, STRIP_WIDTH - 8.0)
 
 
 def strip_header(axis: Axis) -> str:
-    """Tick labels above the strips."""
+    """Draw the tick labels above the strips.
+
+    Parameters
+    ----------
+    axis : Axis
+        As `strip_axis` fits it.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element, `STRIP_WIDTH` wide.
+    """
     labels = "".join(f'<text x="{axis.at(t):.1f}" y="12" text-anchor="middle">{s}</text>' for t, s in axis.labels())
     return f'<svg width="{STRIP_WIDTH}" height="16" aria-hidden="true">{labels}</svg>'
 
 
 def strip(entry: Entry, main: Column, axis: Axis) -> str:
-    """One row's dot, interval and windows."""
+    """Draw one row's dot, interval and windows.
+
+    Parameters
+    ----------
+    entry : Entry
+        What does not exist (no interval, a window without a figure) is not drawn.
+    main : Column
+        How the main metric is shown.
+    axis : Axis
+        As `strip_axis` fits it.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element of `STRIP_WIDTH` by `STRIP_HEIGHT` pixels.
+    """
     middle, scale = 12, main.scale
     parts = [f'<line class="grid" x1="{axis.at(t):.1f}" x2="{axis.at(t):.1f}" y1="0" y2="30"/>' for t in axis.ticks()]
     for value in entry.per_window.values():
@@ -37,14 +73,14 @@ def strip(entry: Entry, main: Column, axis: Axis) -> str:
         low, high = axis.at(entry.main.low * scale), axis.at(entry.main.high * scale)
         parts.append(f'<line class="range" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>')
     if math.isfinite(entry.main.estimate):
-        parts.append(mark(entry.kind, axis.at(entry.main.estimate * scale), middle))
+        parts.append(_mark(entry.kind, axis.at(entry.main.estimate * scale), middle))
     windows = "\n".join(f"window {window}: {main.show(value)}" for window, value in entry.per_window.items())
     text = escape(f"{entry.policy}: {show_interval(main, entry.main)} {main.unit}\n{windows}", quote=True)
     size = f'width="{STRIP_WIDTH}" height="{STRIP_HEIGHT}"'
     return f'<svg class="{entry.kind}" {size} data-tip="{text}" role="img" aria-label="{text}">{"".join(parts)}</svg>'
 
 
-def mark(kind: str, x: float, y: float) -> str:
+def _mark(kind: str, x: float, y: float) -> str:
     """Circle, diamond, square or triangle: kinds are told apart without colour."""
     if kind == "heuristic":
         return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4.2"/>'
@@ -55,7 +91,7 @@ def mark(kind: str, x: float, y: float) -> str:
     return f'<polygon class="mark" points="{points}"/>'
 
 
-def frame(across: Axis, up: Axis, ticks: Sequence[tuple[float, str]], x_title: str, y_title: str) -> list[str]:
+def _frame(across: Axis, up: Axis, ticks: Sequence[tuple[float, str]], x_title: str, y_title: str) -> list[str]:
     """Grid, tick labels and titles; ``ticks`` are those of the axis across, and ``up`` starts at the bottom."""
     left, right, bottom = across.start, across.end, up.start
     parts = []
@@ -73,13 +109,26 @@ def frame(across: Axis, up: Axis, ticks: Sequence[tuple[float, str]], x_title: s
 
 
 def trade_off(entries: Sequence[Entry], main: Column, other: Column) -> str:
-    """Scatter of ``other`` (across) against ``main`` (up), with the names in a column at the right."""
+    """Draw ``other`` (across) against ``main`` (up), with the names in a column at the right.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+        At least one; each with a finite figure of both metrics.
+    main, other : Column
+        The metric that ranks, and one that `Entry.metrics` holds.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element.
+    """
     width, height, left, right, bottom = 980, 430, 64, 760, 380
     xs = [entry.metrics[other.key] * other.scale for entry in entries]
     ys = [entry.main.estimate * main.scale for entry in entries]
     across, up = fit_axis(xs, left, right), fit_axis(ys, bottom, 16)
     log_x, log_y = (", log scale" if axis.log else "" for axis in (across, up))
-    parts = frame(across, up, across.labels(), f"{other.header}{log_x}", f"{main.header}{log_y}")
+    parts = _frame(across, up, across.labels(), f"{other.header}{log_x}", f"{main.header}{log_y}")
     heights = spread([up.at(y) for y in ys], 17.0, 22.0, bottom - 4.0)
     for entry, x_value, y_value, level in zip(entries, xs, ys, heights, strict=True):
         x, y, name = across.at(x_value), up.at(y_value), escape(entry.policy, quote=True)
@@ -87,18 +136,29 @@ def trade_off(entries: Sequence[Entry], main: Column, other: Column) -> str:
         parts.append(
             f'<g class="point {entry.kind}" data-policy="{name}" data-tip="{text}">'
             f'<polyline class="lead" points="{x:.1f},{y:.1f} {right + 6},{level:.1f} {right + 14},{level:.1f}"/>'
-            f'<text class="label" x="{right + 18}" y="{level + 4:.1f}">{name}</text>{mark(entry.kind, x, y)}</g>'
+            f'<text class="label" x="{right + 18}" y="{level + 4:.1f}">{name}</text>{_mark(entry.kind, x, y)}</g>'
         )
     return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
 
 
 def attainment(entries: Sequence[Entry]) -> str:
-    """Share of requests within their SLO over a factor on all objectives; names by their order at factor 1."""
+    """Draw the share of requests within their SLO over a factor on all objectives; names by their order at factor 1.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+        At least one; each with a curve (`Entry.attainment`).
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element.
+    """
     width, height, left, right, bottom = 980, 430, 64, 720, 380
     across = Axis(SLO_SCALES[0], SLO_SCALES[-1], True, left, right)
     up = Axis(0.0, 100.0, False, bottom, 16)
     factors = [(tick, f"{tick:g}") for tick in (0.25, 0.5, 1.0, 2.0, 4.0)]
-    parts = frame(across, up, factors, "factor on the objectives, log scale", "SLO met (%)")
+    parts = _frame(across, up, factors, "factor on the objectives, log scale", "SLO met (%)")
     one = SLO_SCALES.index(1.0)
     ordered = sorted(entries, key=lambda entry: -entry.attainment[one])
     levels = spread([24.0] * len(ordered), 17.0, 22.0, bottom - 4.0)

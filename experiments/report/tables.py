@@ -38,7 +38,21 @@ KINDS = ("heuristic", "learned", "bundle", "oracle")
 
 @dataclass(frozen=True)
 class Column:
-    """How a metric is shown: ``value * scale`` in ``unit``."""
+    """How a metric is shown: ``value * scale`` in ``unit``.
+
+    Attributes
+    ----------
+    key : str
+        Dotted name of the metric, e.g. ``ttft_charged_s.p90``.
+    title : str
+        What readers see.
+    unit : str
+        Of what is shown; empty for counts.
+    scale : float
+        From the metric's own unit to ``unit``, e.g. 1e3 from seconds to ms.
+    help : str
+        What the metric says, in one line; empty if the title does.
+    """
 
     key: str
     title: str
@@ -52,7 +66,13 @@ class Column:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def show(self, value: float | None) -> str:
-        """Format one figure to three significant digits, or a dash."""
+        """Format one figure to three significant digits, or a dash.
+
+        Parameters
+        ----------
+        value : float or None
+            In the metric's own unit; None, NaN and infinities become the dash.
+        """
         return "–" if value is None or not math.isfinite(value) else number(value * self.scale)
 
 
@@ -80,18 +100,22 @@ class Entry:
 
     Attributes
     ----------
+    policy : str
+    kind : {"heuristic", "learned", "bundle", "oracle"}
     place : int or None
-        None for an oracle: it reads what no router can know and does not compete.
+        1 + number of policies shown to be better. None for an oracle: it reads what no router can know and does not
+        compete.
     main : Interval
         The figure that ranks, mean over windows and scenarios.
     change : Interval or None
-        Relative difference to the reference policy (-0.1: ten percent lower).
+        Relative difference to the reference policy (-0.1: ten percent lower); None without a reference.
     per_window : dict of int to float
         The figure that ranks in each window, mean over scenarios.
     metrics : dict of str to float
-        Mean over windows of every numeric column; NaN where a window has no figure.
+        Mean over windows and scenarios of every numeric column; NaN where one of them has no figure.
     attainment : tuple of float
-        SLO attainment at each of `fleetgym.envs.cluster.metrics.SLO_SCALES`, mean over windows; empty if not given.
+        SLO attainment (0 to 1) at each of `fleetgym.envs.cluster.metrics.SLO_SCALES`, mean over windows and scenarios;
+        empty if not given.
     """
 
     policy: str
@@ -106,7 +130,29 @@ class Entry:
 
 @dataclass(frozen=True)
 class LeaderboardTable:
-    """Entries in order of place, and what they were measured on."""
+    """Entries in order of place, and what they were measured on.
+
+    Attributes
+    ----------
+    entries : tuple of Entry
+        By place; oracles last.
+    main : Column
+        The metric that decides the places.
+    lower_is_better : bool
+        Of ``main``.
+    columns : tuple of Column
+        Of `COLUMNS`, those that some entry fills, without ``main``.
+    windows : tuple of int
+        Numbers of the windows that every policy was measured in.
+    scenarios : tuple of str
+        Names of the scenarios that figures are means over.
+    reference : str or None
+        The policy that `Entry.change` compares with; None if none of that kind has every figure.
+    notes : tuple of str
+        What a reader of the places has to know.
+    scenario : mapping
+        ``name``, ``description`` and other facts of what was measured.
+    """
 
     entries: tuple[Entry, ...]
     main: Column
@@ -136,7 +182,25 @@ def build_table(
     reference_kind: str = "heuristic",
     failure_s: float = math.inf,
 ) -> LeaderboardTable:
-    """Rank the policies of ``rows``; see `write_leaderboard` for the parameters."""
+    """Rank the policies of ``rows``.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+    scenario : mapping
+    rank_by, reference_kind : str
+    failure_s : float
+        All as in `fleetgym.experiments.report.leaderboard.write_leaderboard`.
+
+    Returns
+    -------
+    LeaderboardTable
+
+    Raises
+    ------
+    UserError
+        No rows, an unknown metric, a kind that is none of `KINDS`, or a policy listed under two kinds.
+    """
     scores = collect(rows, rank_by)
     kinds = _kinds(rows)
     lower = find_ranking(rank_by).better == "lower"
@@ -276,7 +340,13 @@ def _failures(entry: Entry) -> float:
 
 
 def number(value: float) -> str:
-    """Format to three significant digits, without an exponent between 0.001 and a million."""
+    """Format to three significant digits, without an exponent between 0.001 and a million; a dash where not finite.
+
+    Parameters
+    ----------
+    value : float
+        In the unit that is shown.
+    """
     if value == 0.0 or not math.isfinite(value):
         return "0" if value == 0.0 else "–"
     if not 1e-3 <= abs(value) < 1e6:
@@ -287,14 +357,28 @@ def number(value: float) -> str:
 
 
 def show_interval(column: Column, interval: Interval) -> str:
-    """``1.23 [1.20, 1.26]``."""
+    """Format as ``1.23 [1.20, 1.26]``, or the estimate alone where there are no bounds.
+
+    Parameters
+    ----------
+    column : Column
+        Gives the scale from the metric's unit to the shown one.
+    interval : Interval
+        In the metric's own unit.
+    """
     if math.isnan(interval.low):
         return column.show(interval.estimate)
     return f"{column.show(interval.estimate)} [{column.show(interval.low)}, {column.show(interval.high)}]"
 
 
 def show_change(change: Interval | None) -> str:
-    """``−4.1 %`` with its interval, rounded to a tenth of a percent."""
+    """Format as ``-4.1 %`` with its interval, rounded to a tenth of a percent; a dash where there is none.
+
+    Parameters
+    ----------
+    change : Interval or None
+        A share: -0.041 is 4.1 percent lower.
+    """
     if change is None or not math.isfinite(change.estimate):
         return "–"
     point = f"{100 * change.estimate:+.1f} %"
@@ -315,7 +399,22 @@ def _record(entry: Entry, *, timed: bool) -> dict[str, Any]:
 
 
 def write_json(path: Path, table: LeaderboardTable, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
-    """Write everything the page shows, and the rows that it was computed from."""
+    """Write everything the page shows, and the rows that it was computed from, as strict JSON.
+
+    Parameters
+    ----------
+    path : Path
+    table : LeaderboardTable
+    rows : sequence of mappings
+        What `build_table` ranked.
+    about : mapping
+        More top-level keys: ``config`` and ``versions``.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
     content = {
         "rank_by": table.main.key,
         "lower_is_better": table.lower_is_better,
@@ -333,7 +432,18 @@ def write_json(path: Path, table: LeaderboardTable, rows: Sequence[Row], about: 
 
 
 def write_csv(path: Path, table: LeaderboardTable) -> None:
-    """Write one line per policy; an empty cell is a figure that does not exist."""
+    """Write one line per policy; an empty cell is a figure that does not exist.
+
+    Parameters
+    ----------
+    path : Path
+    table : LeaderboardTable
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
     keys = list(dict.fromkeys(key for entry in table.entries for key in entry.metrics))
     main = table.main.key
     head = ["place", "policy", "kind", f"{main}.low", f"{main}.high"]
@@ -349,7 +459,14 @@ def write_csv(path: Path, table: LeaderboardTable) -> None:
 
 
 def print_table(table: LeaderboardTable, console: Console) -> None:
-    """Print the leaderboard; wide columns are dropped from the right on a narrow terminal."""
+    """Print the leaderboard; wide columns are dropped from the right on a narrow terminal.
+
+    Parameters
+    ----------
+    table : LeaderboardTable
+    console : Console
+        Its width, in characters, decides how many columns fit.
+    """
     title = (
         f"{table.scenario.get('name', 'Leaderboard')}: {table.scenario.get('windows', f'{len(table.windows)} windows')}"
     )
@@ -382,7 +499,16 @@ def print_table(table: LeaderboardTable, console: Console) -> None:
 
 
 def print_summary(summary: Mapping[str, Any], console: Console, title: str = "") -> None:
-    """Print the metrics of one run: latencies as a table, everything else as a list."""
+    """Print the metrics of one run: latencies as a table, everything else as a list.
+
+    Parameters
+    ----------
+    summary : mapping
+        As `fleetgym.envs.cluster.metrics.summarize` gives it.
+    console : Console
+    title : str
+        Above the table; empty for none.
+    """
     grid = Table(title=title, title_justify="left", header_style="bold")
     names = ("mean", "p50", "p90", "p99", "max")
     grid.add_column("")

@@ -1,16 +1,18 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import safetensors.numpy
-from bundle_cases import NUM_INSTANCES, card, checkpoint, observations, reseal
+from bundle_cases import NUM_CHOICES, OLD, OLD_FEATURES, card, checkpoint, observations, reseal
 from stable_baselines3 import PPO
 
 from fleetgym.agents.bundle import BundleError, load
@@ -19,13 +21,18 @@ from fleetgym.agents.bundle_policy import BundlePolicy
 from fleetgym.agents.bundle_verify import verify
 from fleetgym.agents.checkpoint import card_path, read_card, write_card
 from fleetgym.agents.evaluate_numpy import evaluate
-from fleetgym.agents.export import LINEAR_SCORES, from_checkpoint, from_heuristic, write_bundle
-from fleetgym.baselines import make_heuristic
+from fleetgym.agents.export import Source, from_checkpoint, from_heuristic, write_bundle
+from fleetgym.agents.learned import load_checkpoint
+from fleetgym.baselines import LinearScore, make_heuristic, register, registered
+from fleetgym.baselines import registry as heuristics
 from fleetgym.baselines.base import Columns
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import SCHEMA_VERSION, public
+from fleetgym.envs.registry import find_problem
+from fleetgym.envs.routing import ENV_ID
+from fleetgym.envs.routing.problem import Routing
 from fleetgym.envs.signals import SIGNAL_NAMES
-from fleetgym.experiments.export import evaluation_rows
+from fleetgym.experiments.export import evaluation_rows, heuristic_source
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +43,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundles") / "scorer", from_checkpoint(trained))
+
+
+def exported(name: str, **parameters: Any) -> Source:
+    return heuristic_source({"name": name, **parameters}, {})
 
 
 def test_bundle_holds_exactly_the_documented_files(bundle: Path) -> None:
@@ -53,7 +64,7 @@ def test_bundle_decides_as_the_checkpoint_does(trained: Path, bundle: Path, n: i
     np.testing.assert_allclose(found[mask], expected[mask], rtol=1e-5, atol=1e-5)
     assert (found[~mask] == np.float32(MASKED_SCORE)).all()
     np.testing.assert_array_equal(load(bundle).act(observation, mask), np.where(mask, expected, -np.inf).argmax(axis=1))
-    if n == NUM_INSTANCES:
+    if n == NUM_CHOICES:
         np.testing.assert_array_equal(
             load(bundle).act(observation, mask), policy.predict(observation, deterministic=True)[0]
         )
@@ -77,10 +88,7 @@ def test_verify_passes_and_states_the_largest_differences(bundle: Path) -> None:
 
 
 def test_verify_fails_when_a_recorded_decision_is_another(bundle: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in bundle.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     tensors = {k: v.copy() for k, v in safetensors.numpy.load_file(copy / PARITY).items()}
     tensors["n8.action"][5] = (tensors["n8.action"][5] + 1) % 8
     safetensors.numpy.save_file(tensors, copy / PARITY)
@@ -137,15 +145,15 @@ for name in ("torch", "gymnasium", "stable_baselines3", "hydra", "onnx", "safete
     assert (done.returncode, done.stdout) == (0, "[1]\n"), done.stderr
 
 
-@pytest.mark.parametrize("name", LINEAR_SCORES)
+@pytest.mark.parametrize("name", [name for name, cls in registered(ENV_ID).items() if issubclass(cls, LinearScore)])
 def test_exported_heuristic_scores_as_the_baseline_does(name: str, tmp_path: Path) -> None:
-    policy = load(write_bundle(tmp_path / name, from_heuristic(name)))
+    policy = load(write_bundle(tmp_path / name, exported(name)))
     rng = np.random.default_rng(0)
     observation = np.floor(rng.random((50, 6, len(policy.features))) * 1000).astype(np.float32)
     if name == "least_kv":
         observation /= 1000
     mask = np.ones((50, 6), np.bool_)
-    expected = make_heuristic(name).score(Columns(policy.features).bind(observation))  # type: ignore[attr-defined]
+    expected = make_heuristic(name, ENV_ID).score(Columns(policy.features).bind(observation))  # type: ignore[attr-defined]
     own = policy.scores(observation, mask) * policy.manifest["action"]["score_unit"]
     np.testing.assert_allclose(own, expected, rtol=1e-6)
     np.testing.assert_array_equal(policy.act(observation, mask), expected.argmax(axis=1))
@@ -153,11 +161,40 @@ def test_exported_heuristic_scores_as_the_baseline_does(name: str, tmp_path: Pat
 
 def test_heuristic_without_a_linear_score_is_refused() -> None:
     with pytest.raises(UserError, match=r"policy='round_robin': has no linear score .*least_inflight"):
-        from_heuristic("round_robin")
+        exported("round_robin")
+    with pytest.raises(UserError, match=r"policy='least_inflight': queue: unknown; it takes none"):
+        exported("least_inflight", queue=1.0)
+    with pytest.raises(UserError, match=r"policy='least_inflght': unknown; did you mean least_inflight"):
+        exported("least_inflght")
+
+
+class Lightest(LinearScore):
+    """A router of one's own."""
+
+    weights: ClassVar[dict[str, float]] = {"prompt_tokens": 0.5, "kv_usage": -3.0}
+
+
+def test_a_heuristic_of_ones_own_is_exported_once_it_is_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="register it with the env_id that it decides in"):
+        exported(f"{__name__}:Lightest")
+    monkeypatch.setattr(heuristics, "_heuristics", dict(heuristics._heuristics))
+    register("lightest", ENV_ID)(Lightest)
+    policy = load(write_bundle(tmp_path / "b", exported("lightest")))
+    assert policy.features == ("prompt_tokens", "kv_usage")
+    assert policy.manifest["environment"]["id"] == ENV_ID
+    own = policy.weights["score.weight"] * np.float32(policy.manifest["action"]["score_unit"])
+    assert own.tolist() == [[0.5, -3.0]]
+
+
+def test_a_weighted_sum_of_what_no_router_knows_is_refused() -> None:
+    with pytest.raises(UserError, match=r"policy='seer': uses feature 'remaining_tokens', which is privileged"):
+        from_heuristic("seer", {"remaining_tokens": -1.0}, Routing)
 
 
 def test_ties_can_be_broken_at_random_from_the_seed(tmp_path: Path) -> None:
-    path = write_bundle(tmp_path / "b", from_heuristic("least_inflight"))
+    path = write_bundle(tmp_path / "b", exported("least_inflight"))
     observation = np.array([[[5.0], [2.0], [2.0], [2.0]]], np.float32)
     mask = np.array([[True, True, False, True]])
     assert load(path).act(observation, mask).tolist() == [1]
@@ -194,8 +231,8 @@ def test_wrong_arguments_are_refused(bundle: Path) -> None:
         (observation.astype(np.float64), mask, "expected float32 and bool"),
         (observation, mask.astype(np.int64), "expected float32 and bool"),
         (observation, mask[:, :2], r"mask has shape \(2, 2\), expected \(2, 3\)"),
-        (observation, mask & np.array([[True], [False]]), "no instance may be chosen"),
-        (observation[:1], np.zeros((1, 3), np.bool_), "no instance may be chosen"),
+        (observation, mask & np.array([[True], [False]]), "nothing may be chosen"),
+        (observation[:1], np.zeros((1, 3), np.bool_), "nothing may be chosen"),
     ]
     for o, m, message in cases:
         with pytest.raises(BundleError, match=message):
@@ -207,7 +244,7 @@ def test_the_bare_graph_answers_a_mask_without_a_choice_with_0_and_the_card_says
     observation, mask = observations(2, 3)
     (action,) = session.run(["action"], {"obs": observation, "mask": np.zeros_like(mask)})
     assert action.tolist() == [0, 0]
-    assert "without any instance to choose is answered with action 0" in (bundle / "README.md").read_text()
+    assert "without any choice is answered with action 0" in (bundle / "README.md").read_text()
 
 
 def test_manifest_and_model_card_say_what_a_router_must_know(bundle: Path) -> None:
@@ -215,13 +252,18 @@ def test_manifest_and_model_card_say_what_a_router_must_know(bundle: Path) -> No
     features = {f["name"]: f for f in manifest["observation"]["features"]}
     assert tuple(features) == public(SIGNAL_NAMES)
     assert features["kv_usage"]["metrics"]["vllm"] == ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"]
-    assert manifest["trained"] == {"n_instances": [2, 4], "load": [0.6, 1.1], "staleness_s": [0.0, 0.0]}
+    assert manifest["trained"] == {"num_choices": [2, 4], "load": [0.6, 1.1], "staleness_s": [0.0, 0.0]}
     assert manifest["fallback"] == "least_inflight"
-    assert manifest["environment"]["golden_hash"] == "0123456789abcdef"
+    assert manifest["environment"] == {"id": ENV_ID, "fingerprint": "0123456789abcdef"}
+    assert manifest["action"]["kind"] == "choice_index"
+    assert manifest["action"]["choice"] == "instance"
+    assert manifest["schema_version"] == 2
     assert manifest["git_revision"] == "abc-dirty"
     readme = (bundle / "README.md").read_text()
     assert readme.startswith("---\nlibrary_name: fleetgym\n")
     assert "trained range of load (fraction of saturation): 0.6 to 1.1" in readme
+    assert "Chooses one instance at each decision of `fleetgym/Routing-v0`" in readme
+    assert "trained range of instances: 2 to 4" in readme
     assert "agent:" in (bundle / "train_config.yaml").read_text()
 
 
@@ -232,13 +274,13 @@ def test_same_checkpoint_gives_the_same_bytes(trained: Path, bundle: Path, tmp_p
 
 def test_existing_folder_is_left_alone(bundle: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
-        write_bundle(bundle, from_heuristic("least_kv"))
+        write_bundle(bundle, exported("least_kv"))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "mlp"}, "made for exactly 4 instances; a bundle serves any number"),
+        ({"network": "mlp"}, "made for exactly 4 choices; a bundle serves any number"),
         ({"schema_version": SCHEMA_VERSION + 1}, "another observation schema"),
         ({"schema_digest": "0" * 16}, "another observation schema"),
         ({"features": ["kv_usage", "gone"]}, "another observation schema"),
@@ -292,6 +334,91 @@ def test_bundle_is_a_policy_of_the_gym(bundle: Path, tmp_path: Path) -> None:
         BundlePolicy(tmp_path / "none")
 
 
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return manifest
+
+
+def test_a_bundle_of_another_environment_is_refused(copy: Path) -> None:
+    problem = Routing.resolve()
+    BundlePolicy(copy, problem)
+    reseal(copy, environment={"id": "my/Toy-v0", "fingerprint": ""})
+    with pytest.raises(UserError, match=rf"bundle=.*: exported from 'my/Toy-v0', not from '{ENV_ID}'"):
+        BundlePolicy(copy, problem)
+    reseal(copy, environment={"id": f"some_module:{ENV_ID}", "fingerprint": ""})
+    BundlePolicy(copy, problem)
+    reseal(copy, environment={"id": "", "fingerprint": ""}, action=manifest_of(copy)["action"] | {"choice": "pool"})
+    with pytest.raises(UserError, match=rf"its choices are pools, those of {ENV_ID} instances"):
+        BundlePolicy(copy, problem)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "gone"}, "signal 'gone': unknown|'gone'"),
+        ({"unit": "ms"}, "feature 'in_flight_requests': unit='ms', here it is 'requests'"),
+        ({"scope": "request"}, "feature 'in_flight_requests': scope='request', here it is 'choice'"),
+    ],
+)
+def test_a_bundle_of_another_schema_is_refused(copy: Path, changes: dict[str, Any], message: str) -> None:
+    observation = manifest_of(copy)["observation"]
+    reseal(copy, observation=observation | {"schema_version": SCHEMA_VERSION + 1})
+    with pytest.raises(UserError, match=rf"made for version {SCHEMA_VERSION + 1} of the observation schema, this is"):
+        BundlePolicy(copy)
+    observation["features"][0] |= changes
+    reseal(copy, observation=observation)
+    with pytest.raises(UserError, match=rf"bundle=.*({message})"):
+        BundlePolicy(copy)
+
+
+def test_a_bundle_of_version_1_decides_as_it_did_and_speaks_todays_words() -> None:
+    policy = BundlePolicy(OLD / "bundle", Routing.resolve())
+    manifest = policy.bundle.manifest
+    assert manifest["trained"] == {"num_choices": [2, 4], "load": [0.6, 1.1], "staleness_s": [0.0, 0.0]}
+    assert manifest["tested"] == {"num_choices": [1, 64]}
+    assert manifest["environment"] == {"id": ENV_ID, "fingerprint": "0123456789abcdef"}
+    assert (manifest["action"]["kind"], manifest["action"]["choice"]) == ("choice_index", "instance")
+    report = verify(OLD / "bundle")
+    assert report["passed"]
+    assert report["vectors"] >= 256
+
+
+def test_a_checkpoint_of_before_gives_the_same_graph_and_weights_today(tmp_path: Path) -> None:
+    card = read_card(OLD / "best_model.zip")
+    assert (card["fingerprint"], card["num_choices"]) == ("0123456789abcdef", 4)
+    assert card["trained_ranges"]["num_choices"] == [2, 4]
+    assert not {"golden_hash", "num_instances"} & (set(card) | set(card["trained_ranges"]))
+    again = write_bundle(tmp_path / "b", from_checkpoint(OLD / "best_model.zip"))
+    for name in (ONNX, WEIGHTS, PARITY):
+        assert (again / name).read_bytes() == (OLD / "bundle" / name).read_bytes(), name
+    old, new = load(OLD / "bundle").manifest, load(again).manifest
+    assert {**old, "files": {}} == {**new, "files": {}}
+
+
+def test_an_old_card_beside_a_checkpoint_is_read(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, OLD_FEATURES)
+    card_path(path).write_bytes(card_path(OLD / "best_model.zip").read_bytes())
+    policy = load_checkpoint(path, problem=find_problem(ENV_ID).resolve())
+    assert policy.features == OLD_FEATURES
+
+
+def test_a_checkpoint_of_another_environment_is_refused(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model.zip"
+    copy.write_bytes(trained.read_bytes())
+    write_card(copy, card(env_id="my/Toy-v0"))
+    with pytest.raises(UserError, match=r"checkpoint=.*: trained for 'my/Toy-v0', not for"):
+        load_checkpoint(copy, problem=find_problem(ENV_ID).resolve())
+    with pytest.raises(
+        UserError, match=r"checkpoint=.*: trained for 'my/Toy-v0': env.id='my/Toy-v0': is not registered"
+    ):
+        from_checkpoint(copy)
+
+
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fleetgym.experiments.cli", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -323,7 +450,7 @@ def test_model_card_takes_the_rows_of_a_leaderboard(bundle: Path, tmp_path: Path
     entry = {"place": 1, "policy": "ppo", "kind": "learned", "main": {"estimate": 4.5, "low": 4.1, "high": 4.8}}
     about = {"name": "routing/azure", "windows": "7 disjoint recorded windows"}
     board.write_text(json.dumps({"rank_by": "e2e_charged_s.mean", "scenario": about, "entries": [entry]}))
-    source = dataclasses.replace(from_heuristic("least_kv"), evaluation=evaluation_rows(board))
+    source = dataclasses.replace(exported("least_kv"), evaluation=evaluation_rows(board))
     readme = (write_bundle(tmp_path / "b", source) / "README.md").read_text()
     assert "| routing/azure | 1 | ppo | learned | 4.5 | 4.1 | 4.8 | 7 disjoint recorded windows |" in readme
     board.write_text("[1]")

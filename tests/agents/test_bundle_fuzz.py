@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundle_cases import checkpoint, observations, reseal
+from bundle_cases import OLD, checkpoint, observations, reseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -32,6 +32,15 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder = tmp_path_factory.mktemp("fuzz")
     bundle = write_bundle(folder / "bundle", from_checkpoint(checkpoint(folder)))
     return {path.name: path.read_bytes() for path in bundle.iterdir()}
+
+
+@pytest.fixture(scope="module", params=["1", "2"])
+def any_version(request: pytest.FixtureRequest) -> Files:
+    """A bundle as it was written in version 1, and one as it is written today."""
+    if request.param == "2":
+        files: Files = request.getfixturevalue("original")
+        return files
+    return {path.name: path.read_bytes() for path in (OLD / "bundle").iterdir()}
 
 
 @pytest.fixture
@@ -114,15 +123,19 @@ def test_wrong_digest(folder: Path) -> None:
 HOSTILE_JSON = [
     (b"[" * 500_000, "nested 500000 deep"),
     (b'{"a":' * 100_000, "nested 100000 deep"),
-    (b"{}", "schema_version=None, this version reads 1"),
+    (b"{}", "schema_version=None, this version reads 1 and 2"),
     (b"[]", "schema_version=None"),
     (b'{"schema_version": true}', "schema_version=True"),
-    (b'{"schema_version": 2}', "schema_version=2, this version reads 1"),
+    (b'{"schema_version": 3}', "schema_version=3, this version reads 1 and 2"),
+    (b'{"schema_version": 0}', "schema_version=0"),
+    (b'{"schema_version": 2.0}', "schema_version=2.0"),
+    (b'{"schema_version": [2]}', r"schema_version=\[2\]"),
     (b'{"schema_version": 1, "schema_version": 1}', "a key occurs twice"),
     (b'{"schema_version": ' + b"9" * 100_000 + b"}", "more than 18 digits"),
     (b'{"schema_version": 1e999}', "a number beyond float64"),
     (b'{"schema_version": NaN}', "NaN is not a number"),
     (b'{"schema_version": 1}', "policy_id: missing"),
+    (b'{"schema_version": 2}', "policy_id: missing"),
     (b"\xff\xfe", "not valid JSON"),
     (b"", "not valid JSON"),
 ]
@@ -151,9 +164,14 @@ MANIFEST_CHANGES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"architecture": {"hidden": 8, "activation": "eval"}}, "activation='eval'"),
     ({"architecture": {"hidden": 8, "activation": "tanh"}}, "operator 11 is"),
-    ({"trained": {"n_instances": [4, 2], "load": [], "staleness_s": []}}, r"n_instances=\[4, 2\]"),
-    ({"tested": {"n_instances": []}}, "tested.n_instances: empty"),
+    ({"trained": {"num_choices": [4, 2], "load": [], "staleness_s": []}}, r"num_choices=\[4, 2\]"),
+    ({"trained": {"n_instances": [2, 4], "load": [], "staleness_s": []}}, "trained.num_choices: missing"),
+    ({"tested": {"num_choices": []}}, "tested.num_choices: empty"),
     ({"policy_id": ["x"]}, r"policy_id=\['x'\]: expected str"),
+    ({"policy_id": "a\nb"}, r"policy_id='a\\nb': expected up to 200 printable characters"),
+    ({"fallback": "x" * 201}, "fallback='xxx"),
+    ({"environment": {"id": "a\x1b[2J", "fingerprint": ""}}, r"environment\.id='a\\x1b\[2J'"),
+    ({"schema_version": 1}, "action.'choice': unknown entry"),
     ({"versions": "a\nb" * 1000}, "expected dict"),
 ]
 
@@ -165,6 +183,72 @@ def test_changed_manifest(folder: Path, changes: dict[str, Any], message: str) -
     refused(folder, message)
 
 
+ACTION_CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "priority_and_index"}, "action.kind='priority_and_index': allowed is choice_index"),
+    ({"kind": "instance_index"}, "action.kind='instance_index': allowed is choice_index"),
+    ({"decode": "softmax"}, "action.decode='softmax': allowed is argmax"),
+    ({"tie_break": "random"}, "action.tie_break='random': allowed is lowest_index"),
+    ({"masked_score": 0.0}, "action.masked_score=0.0: allowed is -1e"),
+    ({"none_available": "0"}, "action.none_available='0': allowed is refused"),
+    ({"score_unit": 0}, "action.score_unit=0: must be positive"),
+    ({"choice": ""}, "action.choice='': expected one word"),
+    ({"choice": "a b\n"}, r"action.choice='a b\\n': expected one word"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), ACTION_CHANGES)
+@pytest.mark.usefixtures("no_session")
+def test_changed_action(folder: Path, changes: dict[str, Any], message: str) -> None:
+    reseal(folder, action=json.loads((folder / MANIFEST).read_text())["action"] | changes)
+    refused(folder, message)
+
+
+OLD_CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"schema_version": 2}, "action.choice: missing"),
+    ({"trained": {"n_instances": [4, 2], "load": [], "staleness_s": []}}, r"trained: range n_instances=\[4, 2\]"),
+    ({"trained": {"num_choices": [2, 4], "load": [], "staleness_s": []}}, "trained.n_instances: missing"),
+    ({"tested": {"n_instances": []}}, "tested.n_instances: empty"),
+    ({"tested": {"n_instances": [1, "x"]}}, r"tested.n_instances\[1\]='x': expected int"),
+    ({"environment": {"id": "", "fingerprint": ""}}, "environment.golden_hash: missing"),
+    ({"environment": {"id": "", "golden_hash": "a\nb"}}, "environment.fingerprint='a"),
+    ({"action": {}}, "action.kind: missing"),
+    ({"kind": "python"}, "kind='python'"),
+    ({"architecture": {"hidden": 5, "activation": "relu"}}, "row.weight is float32"),
+]
+
+
+@pytest.fixture
+def old_folder(tmp_path: Path) -> Path:
+    put(tmp_path, {path.name: path.read_bytes() for path in (OLD / "bundle").iterdir()})
+    return tmp_path
+
+
+@pytest.mark.parametrize(("changes", "message"), OLD_CHANGES)
+@pytest.mark.usefixtures("no_session")
+def test_changed_manifest_of_version_1(old_folder: Path, changes: dict[str, Any], message: str) -> None:
+    reseal(old_folder, **changes)
+    refused(old_folder, message)
+
+
+@pytest.mark.usefixtures("no_session")
+def test_an_action_of_version_1_that_is_none_of_today_is_refused(old_folder: Path) -> None:
+    action = json.loads((old_folder / MANIFEST).read_text())["action"]
+    for changes, message in (
+        ({"kind": "softmax"}, "action.kind='softmax': allowed is choice_index"),
+        ({"decode": "softmax"}, "action.decode='softmax'"),
+    ):
+        reseal(old_folder, action=action | changes)
+        refused(old_folder, message)
+
+
+def test_a_row_of_version_1_may_be_called_an_instance(old_folder: Path) -> None:
+    """As the first bundles had it."""
+    observation = json.loads((old_folder / MANIFEST).read_text())["observation"]
+    observation["features"][0]["scope"] = "instance"
+    reseal(old_folder, observation=observation)
+    assert [spec.scope for spec in load(old_folder).feature_specs] == ["choice", "choice"]
+
+
 FEATURE_CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"tag": "privileged"}, "tag='privileged': a router cannot know it"),
     ({"low": -5.0}, "need scale > 0, and low > -1 with log1p"),
@@ -174,6 +258,7 @@ FEATURE_CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"scale": 0.0}, "need scale > 0"),
     ({"transform": "exec"}, "transform='exec'"),
     ({"scope": "world"}, "scope='world'"),
+    ({"scope": "instance"}, "scope='instance': allowed are choice, request, cluster"),
     ({"name": "kv_usage"}, "a feature name occurs twice"),
     ({"metrics": {"vllm": [["x"]]}}, "expected str"),
     ({"metrics": {"vllm": "abc"}}, "expected list"),
@@ -373,7 +458,7 @@ def test_hostile_onnx(folder: Path, change: Callable[[onnx.ModelProto], None], m
 
 def decisions(folder: Path) -> list[int]:
     policy = load(folder)
-    observation, mask = observations(8, 5)
+    observation, mask = observations(8, 5, len(policy.features))
     return [int(action) for action in policy.act(observation, mask)]
 
 
@@ -381,12 +466,12 @@ def decisions(folder: Path) -> list[int]:
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_flipped_bytes_are_refused_or_without_effect(
-    original: Files, tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+    any_version: Files, tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("flip")
-    put(folder, original)
+    put(folder, any_version)
     expected = decisions(folder)
-    changed = bytearray(original[name])
+    changed = bytearray(any_version[name])
     for _ in range(data.draw(st.integers(1, 3))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     (folder / name).write_bytes(changed)
@@ -409,11 +494,11 @@ JSON = st.recursive(
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_any_other_value_in_the_manifest_is_refused_or_harmless(
-    original: Files, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    any_version: Files, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("json")
-    put(folder, original)
-    manifest = json.loads(original[MANIFEST])
+    put(folder, any_version)
+    manifest = json.loads(any_version[MANIFEST])
     place: Any = manifest
     while True:
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
@@ -428,7 +513,7 @@ def test_any_other_value_in_the_manifest_is_refused_or_harmless(
         expected = decisions(folder)
     except BundleError:
         return
-    put(folder, original)
+    put(folder, any_version)
     assert decisions(folder) == expected
 
 
@@ -443,5 +528,5 @@ def test_readers_take_any_bytes(data: bytes) -> None:
 def test_hostile_parity_vectors_are_refused(folder: Path) -> None:
     (folder / PARITY).write_bytes(tensors_file({"n1.obs": entry([1], 0, 4)}, bytes(4)))
     reseal(folder)
-    with pytest.raises(BundleError, match="no vectors of 1 instances"):
+    with pytest.raises(BundleError, match="no vectors of 1 choices"):
         load(folder).parity_vectors()

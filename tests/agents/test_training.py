@@ -10,14 +10,17 @@ import torch
 from routing_envs import ROUTING_ID
 
 from fleetgym.agents.checkpoint import read_card
-from fleetgym.agents.factory import AgentSpec
+from fleetgym.agents.factory import AgentSpec, make_model
 from fleetgym.agents.learned import load_checkpoint
 from fleetgym.agents.training import HELD_OUT_FIGURES, TrainSpec, held_out_score, train
+from fleetgym.agents.vec_env import FleetVecEnv
 from fleetgym.baselines import make_heuristic
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
 from fleetgym.envs.problem import Problem
+from fleetgym.envs.routing import ENV_ID
 from fleetgym.envs.routing.problem import Routing
+from fleetgym.envs.vector import FleetVectorEnv
 
 PPO = {"n_steps": 16, "batch_size": 32, "n_epochs": 2}
 SPECS = {
@@ -47,7 +50,7 @@ def card(spec: AgentSpec, config: Problem) -> dict[str, object]:
         "features": list(config.features),
         "schema_version": SCHEMA_VERSION,
         "schema_digest": schema_digest(config.features),
-        "golden_hash": "",
+        "fingerprint": "",
         "trained_ranges": {},
     }
 
@@ -163,7 +166,7 @@ def test_a_scorer_serves_any_number_of_instances_and_an_mlp_does_not(tmp_path: P
     learn(tmp_path / "scorer")
     learn(tmp_path / "mlp", "ppo")
     load_checkpoint(tmp_path / "scorer" / "best_model.zip").reset([0], 3)
-    with pytest.raises(UserError, match=r"exactly 8 instances, the cluster has 3.*ppo_scorer"):
+    with pytest.raises(UserError, match=r"exactly 8 choices, here are 3.*ppo_scorer"):
         load_checkpoint(tmp_path / "mlp" / "best_model.zip").reset([0], 3)
 
 
@@ -240,6 +243,19 @@ def test_impossible_plans_are_named(arguments: dict[str, object]) -> None:
 
 
 def test_held_out_episodes_are_the_same_for_every_policy() -> None:
-    first, again = (held_out_score(make_heuristic("least_inflight"), problem(), 3) for _ in range(2))
+    first, again = (held_out_score(make_heuristic("least_inflight", ENV_ID), problem(), 3) for _ in range(2))
     assert first == again
     assert set(HELD_OUT_FIGURES) <= set(first)
+
+
+def test_a_prior_of_the_environment_is_what_the_problem_says() -> None:
+    env = FleetVecEnv(FleetVectorEnv(1, problem=Routing.resolve(num_requests=5)))
+    spec = AgentSpec("ppo", "scorer", num_envs=1, policy_kwargs={"prior": "environment"})
+    own = replace(spec, policy_kwargs={"prior": dict(Routing.prior)})
+    weights = [make_model(s, env, seed=3).policy.state_dict() for s in (spec, own)]
+    assert Routing.prior
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    with pytest.raises(
+        UserError, match="prior='in_flight_requests': must be weights by feature, 'environment' or null"
+    ):
+        make_model(replace(spec, policy_kwargs={"prior": "in_flight_requests"}), env, seed=3)

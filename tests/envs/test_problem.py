@@ -181,3 +181,10 @@ def test_one_id_stands_for_one_problem() -> None:
     with pytest.raises(UserError, match=f"env.id='{POOLS}': stands for .*:Pools already"):
         register(POOLS, Other)
     assert find_problem(POOLS) is Pools
+    assert "env_id" not in vars(Other)
+
+
+def test_one_problem_has_one_id_and_a_subclass_may_have_another() -> None:
+    with pytest.raises(UserError, match=f"env.id='test/Pools-v1': .*:Pools is '{POOLS}' already; register a subclass"):
+        register("test/Pools-v1", Pools)
+    assert find_problem(POOLS).env_id == POOLS

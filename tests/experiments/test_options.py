@@ -38,24 +38,6 @@ def composed(command: str) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-@pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command that must end with one line and code 2, and leave nothing behind; return the line."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as caught:
-            cli.main(list(arguments))
-        line = capsys.readouterr().err
-        assert caught.value.code == 2, line
-        assert line.startswith("error: ")
-        assert line.count("\n") == 1
-        assert not list(tmp_path.iterdir()), "something was written"
-        return line.removeprefix("error: ").rstrip()
-
-    return run
-
-
 WRONG: list[tuple[str, str]] = [
     ("simulate seed=abc", "seed='abc': expected a whole number"),
     ("simulate seed=-1", "seed=-1: must lie between 0 and"),
@@ -78,7 +60,7 @@ WRONG: list[tuple[str, str]] = [
     ("leaderboard seeds=[0,0]", "seeds=[0, 0]: must be a list of distinct"),
     ("leaderboard seeds=[a]", "seeds[0]='a': expected a whole number"),
     ("leaderboard seeds=[-1]", "seeds=-1: must lie between"),
-    ("leaderboard policies=[]", "policies=[]: must name"),
+    ("leaderboard policies=[]", "policies=[]: must name at least one policy, or be null"),
     ("leaderboard policies=[3]", "policies[0]=3: expected a text or a mapping"),
     ("evaluate episodes=0", "episodes=0: must lie between 1 and"),
     ("evaluate checkpoint=3", "checkpoint=3: expected a text"),
@@ -159,9 +141,13 @@ WRONG: list[tuple[str, str]] = [
     ("train agent.hyperparameters.n_steps=many", "agent: hyperparameters.n_steps='many': ppo takes int"),
     ("train agent.hyperparameters=3", "agent.hyperparameters"),
     ("train agent=dqn env.available=[4,8]", "available=[4, 8]: dqn with network='mlp' cannot tell"),
+    (
+        "train agent.policy_kwargs.prior=null env.available=[4,8] env.features=[kv_usage]",
+        "cannot tell an idle row from one that does not exist by features=['kv_usage']; add one that is never 0 (decode_",
+    ),
     ("export policy=random", "policy='random': has no linear score"),
     # What Hydra itself refuses
-    ("leaderboard policies={name:random}", "policies={name:random}: "),
+    ("leaderboard policies={name:random}", "policies={'name': 'random'}: expected a list"),
     ("train +experiment=demo", "+experiment: chosen already; write it without +, as in experiment=NAME"),
     ("train experiment=[demo,dmo]", "experiment=dmo: unknown; did you mean demo"),
     ("train experiment=demo,demo_azure", "experiment=demo,demo_azure: 'experiment=\"demo,demo_azure\"' is one text"),
@@ -298,12 +284,12 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 def prepare(command: str, cfg: Any) -> None:
     """Do what a command does before it writes anything."""
     options = read_options(OPTIONS[command], cfg, [])
-    problem_of(cfg, {"simulate": None, "train": "train", "evaluate": "test"}[command])
+    problem = problem_of(cfg, {"simulate": None, "train": "train", "evaluate": "test"}[command])
     if command == "train":
         spec(AgentSpec, cfg.agent, "agent")
         check_logger(options.logger)
     else:
-        make_policy(options.policy, checkpoint=options.checkpoint, bundle=options.bundle)
+        make_policy(options.policy, problem, checkpoint=options.checkpoint, bundle=options.bundle)
 
 
 wrong = st.sampled_from([None, True, False, -1, -0.5, math.nan, math.inf, "", "abc", [], ["a"], [[1]], {}, {"a": 1}])

@@ -14,6 +14,7 @@ from fleetgym.envs.cluster.requests import Trace, make_trace
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.problem import Problem
+from fleetgym.envs.routing import ENV_ID
 from fleetgym.envs.routing.problem import Routing
 from fleetgym.envs.workloads import Workload
 from fleetgym.experiments.comparison.rollout import check_failure_s, run_policies
@@ -33,6 +34,7 @@ class Dropper(Heuristic):
     """Sends long prompts to the instance that must refuse most of them, and the rest to the least busy of all."""
 
     name = "dropper"
+    features = ("prompt_tokens", "in_flight_requests")
 
     def act(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         s = self.columns.bind(observation)
@@ -66,7 +68,11 @@ def board(config: Problem, policies: list[Policy], rank_by: str = "e2e_charged_s
 
 @pytest.mark.parametrize("rank_by", ["e2e_charged_s.mean", "ttft_charged_s.mean"])
 def test_a_policy_that_drops_requests_ranks_last(rank_by: str) -> None:
-    policies: list[Policy] = [Dropper(), make_heuristic("round_robin"), make_heuristic("least_inflight")]
+    policies: list[Policy] = [
+        Dropper(),
+        make_heuristic("round_robin", ENV_ID),
+        make_heuristic("least_inflight", ENV_ID),
+    ]
     table = board(problem(), policies, rank_by)
     metrics = {entry.policy: entry.metrics for entry in table.entries}
     assert metrics["dropper"]["requests.rejected"] > 60
@@ -80,7 +86,7 @@ def test_a_policy_that_drops_requests_ranks_last(rank_by: str) -> None:
 @pytest.mark.parametrize("rank_by", ["e2e_charged_s.p99", "slo_attainment", "goodput_rps"])
 def test_dropping_beats_no_policy_that_serves_in_time(rank_by: str) -> None:
     """By attainment a refused request counts like a late one, so only who serves in time is ahead of a dropper."""
-    table = board(problem(load=0.7), [Dropper(), make_heuristic("least_inflight")], rank_by)
+    table = board(problem(load=0.7), [Dropper(), make_heuristic("least_inflight", ENV_ID)], rank_by)
     place = {entry.policy: entry.place for entry in table.entries}
     assert place["least_inflight"] == 1
     if rank_by != "e2e_charged_s.p99":  # there both are charged the same
@@ -96,10 +102,10 @@ def test_dropping_earns_less_reward_than_serving() -> None:
         policy.reset([0], config.cluster.num_instances)
         total = 0.0
         while not batch.engine.done.all():
-            total += float(batch.step(policy.act(batch.observations(), batch.engine.mask))[0])
+            total += float(batch.step(policy.act(batch.obs[:, :, batch.places(policy.features)], batch.mask))[0])
         return total
 
-    assert total_reward(Dropper()) < total_reward(make_heuristic("least_inflight"))
+    assert total_reward(Dropper()) < total_reward(make_heuristic("least_inflight", ENV_ID))
 
 
 def test_the_charge_is_the_scenarios_in_rewards_and_figures() -> None:
@@ -126,7 +132,7 @@ def test_generated_windows_are_as_many_as_asked_and_differ() -> None:
     config, windows = plan_windows(problem(), scenario(windows=7))
     assert windows == Windows(tuple(range(7)), "generated")
     assert "7 generated windows" in windows.text
-    episodes = run_policies(config, [make_heuristic("round_robin")], windows, progress=False)
+    episodes = run_policies(config, [make_heuristic("round_robin", ENV_ID)], windows, progress=False)
     assert len({e.trace.requests["arrival_ns"][-1] for e in episodes}) == 7
     assert plan_windows(problem(), scenario(), [3, 9])[1].numbers == (3, 9)
     assert plan_windows(problem(), scenario(), 2)[1].numbers == (0, 1)
@@ -136,7 +142,8 @@ def test_generated_windows_are_as_many_as_asked_and_differ() -> None:
 def test_no_generated_window_is_an_episode_that_training_meets() -> None:
     config, windows = plan_windows(problem(), scenario(windows=3))
     judged = {
-        e.trace.requests.tobytes() for e in run_policies(config, [make_heuristic("random")], windows, progress=False)
+        e.trace.requests.tobytes()
+        for e in run_policies(config, [make_heuristic("random", ENV_ID)], windows, progress=False)
     }
     trained = config.make_batch(4, keep_traces=True)
     for seed in range(4):
@@ -156,7 +163,7 @@ def recording(tmp_path: Path) -> dict[str, object]:
 def test_recorded_windows_are_disjoint_whatever_way_training_cuts_them(recording: dict[str, object]) -> None:
     config, windows = plan_windows(problem(workload=recording, num_requests=100, load=None), scenario(windows=None))
     assert windows == Windows(tuple(range(7)), "recorded")  # 750 requests
-    episodes = run_policies(config, [make_heuristic("round_robin"), Dropper()], windows, progress=False)
+    episodes = run_policies(config, [make_heuristic("round_robin", ENV_ID), Dropper()], windows, progress=False)
     prompts = [e.trace.requests["prompt_tokens"].tolist() for e in episodes]
     assert prompts[:7] == prompts[7:]
     assert len({p for window in prompts[:7] for p in window}) == 700
@@ -174,7 +181,7 @@ def test_more_windows_than_the_part_holds_are_refused_or_resampled(recording: di
     resampled, windows = plan_windows(config, scenario(beyond_windows="bootstrap"), 10)
     assert windows == Windows(tuple(range(10)), "bootstrap")
     assert "resampled in blocks" in windows.text
-    episodes = run_policies(resampled, [make_heuristic("round_robin")], windows, progress=False)
+    episodes = run_policies(resampled, [make_heuristic("round_robin", ENV_ID)], windows, progress=False)
     assert len({e.trace.requests["prompt_tokens"].tobytes() for e in episodes}) == 10
     # Asked for no more than there are, the recording itself is used.
     assert plan_windows(config, scenario(beyond_windows="bootstrap"), 7)[1].kind == "recorded"
@@ -184,7 +191,8 @@ def test_a_seed_changes_what_is_drawn_and_not_a_recorded_window(recording: dict[
     config = problem(workload=recording, num_requests=100, load=None, available=[1, 3])
     config, windows = plan_windows(config, scenario(windows=3))
     first, again, other = (
-        run_policies(config, [make_heuristic("random")], windows, seed=seed, progress=False) for seed in (0, 0, 5)
+        run_policies(config, [make_heuristic("random", ENV_ID)], windows, seed=seed, progress=False)
+        for seed in (0, 0, 5)
     )
     for a, b, c in zip(first, again, other, strict=True):
         assert np.array_equal(a.results, b.results)

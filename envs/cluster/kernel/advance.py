@@ -7,10 +7,10 @@ from typing import Any
 from fleetgym.envs.cluster.kernel.compose import register_decodes
 from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import enqueue
-from fleetgym.envs.cluster.kernel.lockstep import INDEX_BITS, class_at, retire
+from fleetgym.envs.cluster.kernel.lockstep import INDEX_BITS, phase_at, retire
+from fleetgym.envs.cluster.kernel.request_counts import count_blocks
 from fleetgym.envs.cluster.kernel.schedule import schedule
 from fleetgym.envs.cluster.kernel.state import EMPTY, NEVER, NONE, WAITING, Unit
-from fleetgym.envs.cluster.kernel.tokens import count_blocks
 from fleetgym.envs.cluster.kernel.update import gap_bin, update
 
 
@@ -26,7 +26,7 @@ def advance(u: Unit, until: int) -> None:
             inst["flight"] += 1
             if inst["end_ns"][slot] == EMPTY and inst["end_ns"][inst["front"]] == EMPTY and not preempted:
                 inst["flight"] = 0  # blocked: only an arrival can change anything
-            elif inst["stalled_iterations"] > u.spec["stall_limit"]:
+            elif inst["stalled_iterations"] > u.spec["stall_limit_iterations"]:
                 return
             elif inst["flight"] < depth:
                 inst["due"] = 1
@@ -69,8 +69,8 @@ def wake(u: Unit, now: int) -> None:
 def is_plain(u: Unit, slot: int) -> bool:
     """Whether an iteration in flight returns one token to each of its requests, all in lock step, and ends none."""
     inst = u.inst
-    plain = inst["head"][slot] == NONE and inst["prefill"][slot] == 0 and inst["end_ns"][slot] != EMPTY
-    return bool(plain and inst["bulk"][slot] == inst["decodes"][slot])
+    plain = inst["head"][slot] == NONE and inst["plan_prefill_tokens"][slot] == 0 and inst["end_ns"][slot] != EMPTY
+    return bool(plain and inst["bulk"][slot] == inst["plan_decodes"][slot])
 
 
 @jit
@@ -80,7 +80,7 @@ def cruise(u: Unit, until: int) -> Any:
     It does what `update` and `schedule` would do, on local variables.
     """
     inst, spec = u.inst, u.spec
-    n = inst["n"]
+    n = inst["lockstep_decodes"]
     idle_queue = inst["waiting"] == 0 or inst["blocked"]
     if not (inst["lockstep"] and idle_queue and inst["partial"] < 0 and 0 < n <= spec["max_num_scheduled_tokens"]):
         return 0
@@ -96,17 +96,17 @@ def cruise(u: Unit, until: int) -> Any:
     size, caching, kd = spec["block_size"], spec["enable_prefix_caching"], spec["kd"]
     # What running requests register may be a hit of the queue's head, which then fits before anybody finishes.
     waiting = inst["waiting"] > 0
-    free = spec["usable"] - inst["used"]
-    used, counted, kv_block_ns = inst["used"], inst["counted_ns"], inst["kv_block_ns"]
+    free = spec["usable_blocks"] - inst["used_blocks"]
+    used, counted, kv_block_ns = inst["used_blocks"], inst["counted_ns"], inst["kv_block_ns"]
     returned, busy_ns, tokens = inst["returned_ns"], 0, 0
-    clock, context = inst["clock"], inst["context"]
-    place = class_at(u, clock)
+    clock, context = inst["clock"], inst["lockstep_context"]
+    place = phase_at(u, clock)
     next_retire = u.heap[0] >> INDEX_BITS
     low = high = bin_tokens = bin_index = 0
     loops = 0
     base_s = u.decode_s[n]
     while end0 <= until and plain0:
-        needed = u.classes[place]
+        needed = u.phases[place]
         if needed > free:
             break
         following = place - 1 if place > 0 else size - 1
@@ -130,7 +130,7 @@ def cruise(u: Unit, until: int) -> Any:
         counted = end0
         # the next one is composed
         if registers:
-            inst["used"] = used + needed
+            inst["used_blocks"] = used + needed
             register_decodes(u, place, following, clock, depth == 2)
         used += needed
         free -= needed
@@ -142,10 +142,10 @@ def cruise(u: Unit, until: int) -> Any:
         place = following
         if next_retire == clock:
             plain = False
-            inst["clock"], inst["context"] = clock, context
+            inst["clock"], inst["lockstep_context"] = clock, context
             inst["head"][front] = inst["tail"][front] = NONE
             retire(u, front)
-            n, context = inst["n"], inst["context"]
+            n, context = inst["lockstep_decodes"], inst["lockstep_context"]
             base_s = u.decode_s[n]
             next_retire = u.heap[0] >> INDEX_BITS
         loops += 1
@@ -160,14 +160,14 @@ def cruise(u: Unit, until: int) -> Any:
     if loops == 0:
         return 0
     u.gaps[bin_index] += bin_tokens
-    inst["clock"], inst["context"] = clock, context
-    inst["used"], inst["counted_ns"], inst["kv_block_ns"] = used, counted, kv_block_ns
+    inst["clock"], inst["lockstep_context"] = clock, context
+    inst["used_blocks"], inst["counted_ns"], inst["kv_block_ns"] = used, counted, kv_block_ns
     inst["peak_kv_blocks"] = max(inst["peak_kv_blocks"], used)
-    inst["returned_ns"], inst["last_end_ns"] = returned, end1
+    inst["returned_ns"], inst["busy_until_ns"] = returned, end1
     inst["busy_ns"] += busy_ns
     inst["iterations"] += loops
     inst["decode_tokens"] += tokens
-    inst["streamed"] += tokens
+    inst["streamed_tokens"] += tokens
     inst["stalled_iterations"] = 1
     inst["front"] = front
     back = front ^ (depth - 1)
@@ -182,7 +182,7 @@ def write_slot(u: Unit, slot: int, start: int, end: int, n: int, plain: bool) ->
     """Store an iteration composed by `cruise`."""
     inst = u.inst
     inst["start_ns"][slot], inst["end_ns"][slot] = start, end
-    inst["decodes"][slot] = inst["bulk"][slot] = n
-    inst["prefill"][slot] = 0
+    inst["plan_decodes"][slot] = inst["bulk"][slot] = n
+    inst["plan_prefill_tokens"][slot] = 0
     if plain:
         inst["head"][slot] = inst["tail"][slot] = NONE

@@ -16,7 +16,7 @@ holds it behind its registered blocks. Registered blocks are held as *extents*: 
 * The extents of a segment are listed by age. They may overlap (copies: nothing is de-duplicated), and then each common
   block was registered in this order, so that the first extent found is the one to be hit.
 
-Without prefix caching it does not matter which block a request holds, and ``used`` alone is counted.
+Without prefix caching it does not matter which block a request holds, and ``used_blocks`` alone is counted.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def lookup(u: Unit, r: int, known: int) -> tuple[int, int]:
 @jit
 def share(u: Unit, r: int, hits: int) -> None:
     """Take the blocks found by `lookup`."""
-    u.inst["used"] += take_hits(u.extents, u.copies, u.links, u.table, u.chain[r], hits)
+    u.inst["used_blocks"] += take_hits(u.extents, u.copies, u.links, u.table, u.chain[r], hits)
 
 
 @jit
 def grow(u: Unit, r: int, blocks: int, end: int, returned: int) -> None:
     """Draw so many blocks, which hold up to token ``end``; register what is filled with returned tokens."""
-    u.inst["used"] += blocks
+    u.inst["used_blocks"] += blocks
     register_up_to(u, r, min(end, returned))
 
 
@@ -80,7 +80,7 @@ def grow(u: Unit, r: int, blocks: int, end: int, returned: int) -> None:
 def register_up_to(u: Unit, r: int, tokens: int) -> None:
     """Register the blocks that a request's first ``tokens`` tokens fill."""
     row, size = u.chain[r], u.spec["block_size"]
-    if (row["registered"] + 1) * size <= tokens:
+    if (row["registered_blocks"] + 1) * size <= tokens:
         evict(u)
         register_blocks(u.extents, u.copies, u.links, row, tokens // size)
 
@@ -90,14 +90,14 @@ def release(u: Unit, r: int, held: int) -> None:
     """Give up a request's blocks, last one first: registered ones to the tail of the free list, others to its head."""
     evict(u)
     row = u.chain[r]
-    u.inst["used"] -= held - row["registered"]
-    u.inst["used"] -= drop_references(u.extents, u.table, row)
+    u.inst["used_blocks"] -= held - row["registered_blocks"]
+    u.inst["used_blocks"] -= drop_references(u.extents, u.table, row)
 
 
 @jit
 def evict(u: Unit) -> None:
     """Forget what the blocks held that were drawn since the last time."""
-    left = u.extents[0]["count"] - (u.spec["usable"] - u.inst["used"])
+    left = u.extents[0]["count"] - (u.spec["usable_blocks"] - u.inst["used_blocks"])
     if left > 0:
         evict_blocks(u.extents, u.copies, left)
 
@@ -170,7 +170,7 @@ def take_hits(extents: Array, copies: Array, links: Array, table: Array, row: An
         if place == end:
             link += 1
             begin = end
-    row["registered"] = hits
+    row["registered_blocks"] = hits
     row["last"], row["link"], row["begin"] = last, link, begin
     return free
 
@@ -194,7 +194,7 @@ def reference(extents: Array, table: Array, row: Any, x: int, place: int, last: 
 @jit
 def drop_references(extents: Array, table: Array, row: Any) -> Any:
     """Let a request give up its registered blocks, last one first; return how many of them are free now."""
-    place, x, freed = int(row["registered"]), int(row["last"]), 0
+    place, x, freed = int(row["registered_blocks"]), int(row["last"]), 0
     while place > 0:
         extent = extents[x]
         place -= extent["count"]
@@ -207,19 +207,19 @@ def drop_references(extents: Array, table: Array, row: Any) -> Any:
             put_free(extents, x, extents[0]["free_previous"])
         x = before
     extents[0]["count"] += freed
-    row["registered"] = row["last"] = row["link"] = row["begin"] = row["mixed"] = 0
+    row["registered_blocks"] = row["last"] = row["link"] = row["begin"] = row["mixed"] = 0
     return freed
 
 
 @large
 def register_blocks(extents: Array, copies: Array, links: Array, row: Any, full: int) -> None:
     """Make a request's blocks hittable up to number ``full``, exclusive."""
-    while row["registered"] < full:
+    while row["registered_blocks"] < full:
         segment, end = link_at(row, links, row["link"])
         begin = int(row["begin"])
         stop = min(full, end)
-        register(extents, copies, row, segment, row["registered"] - begin, stop - begin)
-        row["registered"] = stop
+        register(extents, copies, row, segment, row["registered_blocks"] - begin, stop - begin)
+        row["registered_blocks"] = stop
         if stop == end:
             row["link"] += 1
             row["begin"] = end
@@ -229,7 +229,7 @@ def register_blocks(extents: Array, copies: Array, links: Array, row: Any, full:
 def register(extents: Array, copies: Array, row: Any, segment: int, first: int, end: int) -> None:
     """Make a request's next blocks hittable as ``first`` to ``end``, exclusive, of a segment."""
     last = int(row["last"])
-    if row["registered"] > 0 and extents[last]["segment"] == segment and can_grow(extents, last, first, end):
+    if row["registered_blocks"] > 0 and extents[last]["segment"] == segment and can_grow(extents, last, first, end):
         extents[last]["count"] += end - first
         return
     x = new_extent(extents)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fleetgym.envs.cluster.kernel.blocks import register_up_to
 from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import note
-from fleetgym.envs.cluster.kernel.lockstep import block_class, class_at, enter, retire, tokens_in_flight
+from fleetgym.envs.cluster.kernel.lockstep import block_phase, enter, phase_at, retire, tokens_in_flight
+from fleetgym.envs.cluster.kernel.request_counts import tokens_with_placeholders
 from fleetgym.envs.cluster.kernel.state import DECODE, FINISH, IN_STEP, LAST, LOOSE, NONE, PREFILL, TOKEN, Unit
-from fleetgym.envs.cluster.kernel.tokens import known_tokens
 
 
 @jit
@@ -15,50 +15,50 @@ def decode_all(u: Unit, slot: int) -> None:
     """One token for each request in DECODE; enough blocks are free."""
     inst = u.inst
     clock = inst["clock"]
-    begins = class_at(u, clock)
-    inst["used"] += u.classes[begins]
+    begins = phase_at(u, clock)
+    inst["used_blocks"] += u.phases[begins]
     if u.spec["enable_prefix_caching"]:
-        register_decodes(u, begins, class_at(u, clock + 1), clock, tokens_in_flight(u))
-    inst["decodes"][slot] = inst["n"]
-    inst["bulk"][slot] = inst["n"]
-    inst["step_context"] = inst["context"]
-    inst["context"] += inst["n"]
+        register_decodes(u, begins, phase_at(u, clock + 1), clock, tokens_in_flight(u))
+    inst["plan_decodes"][slot] = inst["lockstep_decodes"]
+    inst["bulk"][slot] = inst["lockstep_decodes"]
+    inst["plan_context"] = inst["lockstep_context"]
+    inst["lockstep_context"] += inst["lockstep_decodes"]
     inst["clock"] += 1
     retire(u, slot)
 
 
 @large
 def register_decodes(u: Unit, begins: int, fills: int, clock: int, in_flight: bool) -> None:
-    """Register what an iteration fills, or the one before has filled, with returned tokens: two classes."""
+    """Register what an iteration fills, or the one before has filled, with returned tokens: two phases."""
     if in_flight:
-        register_class(u, begins, clock - 1)  # the block before
+        register_phase(u, begins, clock - 1)  # the block before
     elif u.spec["depth"] == 1:
-        register_class(u, fills, clock)
+        register_phase(u, fills, clock)
     else:
         register_both(u, begins, fills, clock)
 
 
 @jit
-def register_class(u: Unit, number: int, clock: int) -> None:
-    """Register full blocks of the listed members of a class, in the order of the running list."""
+def register_phase(u: Unit, number: int, clock: int) -> None:
+    """Register full blocks of the listed members of a phase, in the order of the running list."""
     last = u.members[number] - 1
     if last < 0:
         return
     r = last
     while True:
         r = u.chain[r]["next_member"]
-        register_up_to(u, r, u.req[r]["prompt"] + u.req[r]["sampled"] + clock)
+        register_up_to(u, r, u.req[r]["prompt_tokens"] + u.req[r]["sampled_tokens"] + clock)
         if r == last:
             return
 
 
 @large
 def register_both(u: Unit, begins: int, fills: int, clock: int) -> None:
-    """As `register_class` for two classes, which may register the same block: in the order of the running list."""
+    """As `register_phase` for two phases, which may register the same block: in the order of the running list."""
     r = u.inst["run_head"]
     while r >= 0:
-        if u.req[r]["state"] == DECODE and (block_class(u, r) == begins or block_class(u, r) == fills):
-            register_up_to(u, r, u.req[r]["prompt"] + u.req[r]["sampled"] + clock)
+        if u.req[r]["state"] == DECODE and (block_phase(u, r) == begins or block_phase(u, r) == fills):
+            register_up_to(u, r, u.req[r]["prompt_tokens"] + u.req[r]["sampled_tokens"] + clock)
         r = u.req[r]["next"]
 
 
@@ -66,11 +66,11 @@ def register_both(u: Unit, begins: int, fills: int, clock: int) -> None:
 def prefill(u: Unit, slot: int, r: int, tokens: int) -> None:
     """Count a chunk whose blocks are taken; the one that reaches the last known token samples the next."""
     inst, row = u.inst, u.req[r]
-    past = int(row["computed"])
-    inst["prefill"][slot] += tokens
-    inst["step_pairs"] += tokens * (2 * past + tokens + 1)
-    row["computed"] = past + tokens
-    if past + tokens < known_tokens(u, r):
+    past = int(row["computed_tokens"])
+    inst["plan_prefill_tokens"][slot] += tokens
+    inst["plan_pairs_x2"] += tokens * (2 * past + tokens + 1)
+    row["computed_tokens"] = past + tokens
+    if past + tokens < tokens_with_placeholders(u, r):
         row["state"] = PREFILL
         inst["partial"] = r
         return
@@ -90,8 +90,8 @@ def sample(u: Unit, slot: int, r: int) -> None:
     if row["last_token_ns"] == IN_STEP:
         u.inst["bulk"][slot] += 1
         bits = 0
-    row["sampled"] += 1
-    if row["sampled"] == row["output"]:
+    row["sampled_tokens"] += 1
+    if row["sampled_tokens"] == row["output_tokens"]:
         row["state"] = LAST
         bits |= FINISH
     if bits:

@@ -9,38 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetgym.envs.cluster.engine import GAP_BINS, Engine
-from fleetgym.envs.cluster.kernel import handle
+from fleetgym.envs.cluster.judging import EpisodeTotals
+from fleetgym.envs.cluster.kernel import entry_points
 from fleetgym.envs.cluster.kernel.spec_row import SPEC, spec_row
-from fleetgym.envs.cluster.kernel.state import (
-    CHAIN,
-    CLUSTER,
-    DONE,
-    EXTENT,
-    INSTANCE,
-    NONE,
-    REFUSED,
-    REQUEST,
-    State,
-)
+from fleetgym.envs.cluster.kernel.state import CLUSTER, FINISHED, GROWING, LAYOUTS, NONE, STATUS, State
 from fleetgym.envs.cluster.kernel.totals import episode_totals
 from fleetgym.envs.cluster.latency import pad_tokens
 from fleetgym.envs.cluster.requests import (
-    FINISHED,
     INSTANCE_STATS_DTYPE,
-    REJECTED,
     REQUEST_DTYPE,
     RESULT_DTYPE,
-    UNFINISHED,
     Trace,
 )
-from fleetgym.envs.cluster.segments import LINK_DTYPE
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec, Slo
 from fleetgym.envs.errors import LivelockError, UserError
 from fleetgym.envs.signals import SIGNAL_INDEX, SIGNAL_NAMES
 
 MAX_REQUESTS = 2**28
-SHARED = ("spec", "tables", "columns", "high", "slo", "values")  # parts of State that are the same for all clusters
-GROWING = ("req", "copies", "chain", "table", "links")  # parts whose last axis follows the traces
+GIVEN = ("arrival_ns", "prompt_tokens", "output_tokens", "priority")  # what a request row takes from the trace
 
 
 class KernelEngine(Engine):
@@ -73,7 +59,7 @@ class KernelEngine(Engine):
         self._caching = any(spec.engine.enable_prefix_caching for spec in self._specs)
         self._actions_shape = (batch,)
         self.state = self._allocate(journal)
-        self.handle = handle.make_handle(self.state)
+        self.handle = entry_points.make_handle(self.state)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the handle out of copies and pickles: it holds addresses."""
@@ -81,52 +67,50 @@ class KernelEngine(Engine):
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         vars(self).update(attributes)
-        self.handle = handle.make_handle(self.state)
+        self.handle = entry_points.make_handle(self.state)
 
     def _allocate(self, journal: int) -> State:
-        batch, shape = self.batch, self._rows.shape
-        specs = self._specs
+        batch, rows = self._rows.shape
+        specs, caching = self._specs, self._caching
         block_size = max(spec.engine.block_size for spec in specs)
-        pool = max(spec.num_gpu_blocks for spec in specs) if self._caching else 1
-        return State(
-            req=np.zeros((batch, 1), REQUEST),
-            inst=np.zeros(shape, INSTANCE),
-            env=np.zeros(batch, CLUSTER),
-            classes=np.zeros((*shape, block_size), np.int32),
-            heap=np.zeros((*shape, max(spec.max_num_seqs for spec in specs) + 1), np.int64),
-            gaps=np.zeros((batch, GAP_BINS), np.uint32),
-            spec=np.array([spec_row(spec) for spec in specs], SPEC),
-            tables=_stack_tables(specs),
-            obs=self.obs,
-            mask=self.mask,
-            terms=self.terms,
-            now_ns=self.now_ns,
-            pending=self.pending,
-            done=self.done,
-            columns=np.array([SIGNAL_INDEX[name] for name in self.columns], np.int64),
-            high=np.ascontiguousarray(self.high),
-            slo=np.array(self.slo.limits),
-            values=np.zeros(len(SIGNAL_NAMES)),
-            journal=np.zeros((batch, 1 + journal), np.int64),
-            extents=np.zeros((*shape, pool), EXTENT),
-            copies=np.zeros((*shape, 1), np.int32),
-            members=np.zeros((*shape, block_size if self._caching else 1), np.int32),
-            chain=np.zeros((batch, 1), CHAIN),
-            table=np.zeros((batch, 1), np.int32),
-            links=np.zeros((batch, 1), LINK_DTYPE),
-        )
+        lengths = {
+            "B": batch,
+            "U": rows,
+            "block_size": block_size,
+            "heap_entries": max(spec.max_num_seqs for spec in specs) + 1,
+            "gap_bins": GAP_BINS,
+            "signals": len(SIGNAL_NAMES),
+            "journal_entries": 1 + journal,
+            "cached_blocks": max(spec.num_gpu_blocks for spec in specs) if caching else 1,
+            "cached_block_size": block_size if caching else 1,
+            **dict.fromkeys(GROWING, 1),
+        }
+        given = {
+            **{name: getattr(self, name) for name in ("obs", "mask", "terms", "now_ns", "pending", "done")},
+            "spec": np.array([spec_row(spec) for spec in specs], SPEC),
+            **_latency_tables(specs),
+            "columns": np.array([SIGNAL_INDEX[name] for name in self.columns], np.int64),
+            "high": np.ascontiguousarray(self.high),
+            "slo": np.array(self.slo.limits),
+        }
+        zeros = {
+            name: np.zeros([lengths[axis] for axis in layout.axes], layout.dtype)
+            for name, layout in LAYOUTS.items()
+            if name not in given
+        }
+        return State(**given, **zeros)
 
     def _make_room(self, **lengths: int) -> None:
-        """Let the last axis of the named arrays be at least so long."""
+        """Let the named axes be at least so long."""
         grown = {}
-        for name, length in lengths.items():
-            old = getattr(self.state, name)
+        for name, layout in LAYOUTS.items():
+            old, length = getattr(self.state, name), lengths.get(layout.axes[-1], 0)
             if length > old.shape[-1]:
                 grown[name] = np.zeros((*old.shape[:-1], length), old.dtype)
                 grown[name][..., : old.shape[-1]] = old
         if grown:
             self.state = self.state._replace(**grown)
-            self.handle = handle.make_handle(self.state)
+            self.handle = entry_points.make_handle(self.state)
 
     def reset(self, index: int, trace: Trace, available: NDArray[np.bool_] | None = None) -> None:
         """Start cluster ``index`` on ``trace`` and stop at its first decision."""
@@ -138,24 +122,22 @@ class KernelEngine(Engine):
             raise UserError(f"{trace.name}: {count} requests: at most {MAX_REQUESTS} are possible, stream the trace")
         self.write_requests(index, 0, trace)
         state = self.state
-        state.env[index] = np.zeros((), CLUSTER)
-        state.env[index]["requests"] = count
+        state.cluster[index] = np.zeros((), CLUSTER)
+        state.cluster[index]["requests"] = count
         state.inst[index].view(np.uint8).fill(0)
         state.inst[index]["spec"] = self._rows[index]
         state.inst[index, : self.num_instances]["first_rank"] = self._first_ranks[index]
         state.inst[index, : self.num_instances]["available"] = flags
         if self._caching:
             self._set_chains(index, trace)
-        handle.begin(self.handle, index)
+        entry_points.begin(self.handle, index)
 
     def write_requests(self, index: int, start: int, trace: Trace) -> None:
         """Write a trace into the request rows of cluster ``index`` from row ``start`` on."""
-        self._make_room(req=start + len(trace))
+        self._make_room(requests=start + len(trace))
         rows = self.state.req[index, start : start + len(trace)]
         rows.view(np.uint8).fill(0)  # assigning a zero record goes field by field, 15 times slower
-        for target, source in (("prompt", "prompt_tokens"), ("output", "output_tokens")):
-            rows[target] = trace.requests[source]
-        for name in ("arrival_ns", "priority"):
+        for name in GIVEN:
             rows[name] = trace.requests[name]
         for name in ("scheduled_ns", "first_token_ns", "instance"):
             rows[name] = -1
@@ -166,7 +148,12 @@ class KernelEngine(Engine):
         tokens = rows["prompt_tokens"].astype(np.int64) + rows["output_tokens"]
         entries = -(-tokens // size)
         ends = np.cumsum(entries)
-        self._make_room(chain=count, table=int(ends[-1]), links=len(segments.links), copies=segments.number + count)
+        self._make_room(
+            cached_requests=count,
+            cached_entries=int(ends[-1]),
+            cached_links=len(segments.links),
+            cached_segments=segments.number + count,
+        )
         chain = self.state.chain[index, :count]
         chain.view(np.uint8).fill(0)
         chain["links"], chain["link_count"] = segments.start, segments.count
@@ -179,7 +166,7 @@ class KernelEngine(Engine):
         actions = np.ascontiguousarray(actions, np.int64)
         if actions.shape != self._actions_shape:
             raise UserError(f"actions: shape {actions.shape}: must be {self._actions_shape}")
-        code = handle.step(self.handle, actions)
+        code = entry_points.step(self.handle, actions)
         if code != NONE:
             self._complain(code, actions.reshape(-1, 1))
 
@@ -188,16 +175,17 @@ class KernelEngine(Engine):
         actions = np.ascontiguousarray(actions, np.int64)
         if actions.ndim != 2 or len(actions) != self.batch:
             raise UserError(f"actions: shape {actions.shape}: must be ({self.batch}, K)")
-        code = handle.run(self.handle, actions)
+        code = entry_points.run(self.handle, actions)
         if code != NONE:
             self._complain(code, actions)
 
     def _complain(self, code: int, actions: NDArray[np.int64]) -> None:
         if code < 0:
             index = -2 - code
-            self._raise_livelock(index, int(self.state.env[index]["stalled_instance"]), "is computed again and again")
+            instance = int(self.state.cluster[index]["stalled_instance"])
+            self._raise_livelock(index, instance, "is computed again and again")
+        left = self._check_started(code) - int(self.pending[code])
         allowed = np.flatnonzero(self.state.inst[code]["available"])
-        left = int(self.state.env[code]["requests"] - self.pending[code])
         bad = next(int(action) for action in actions[code, :left] if action not in allowed)
         raise UserError(f"action={bad} of cluster {code}: no such instance is available (allowed: {allowed.tolist()})")
 
@@ -207,7 +195,7 @@ class KernelEngine(Engine):
             ranks = self.state.inst[index, first : first + self._specs[row["spec"]].dp]
             row = next(rank for rank in ranks if rank["running"] or rank["waiting"])
         request = int(row["run_head"] if row["run_head"] >= 0 else row["wait_head"])
-        prompt, output = (int(self.state.req[index, request][name]) for name in ("prompt", "output"))
+        prompt, output = (int(self.state.req[index, request][name]) for name in ("prompt_tokens", "output_tokens"))
         raise LivelockError(
             f"instance {instance}: no progress at {row['counted_ns'] * 1e-9:.3f} s; "
             f"request {request} ({prompt} + {output} tokens) {what}"
@@ -217,16 +205,16 @@ class KernelEngine(Engine):
         """Advance cluster ``index``, all of whose requests are dispatched, until nothing is left to do."""
         self._check_started(index)
         if not self.done[index]:
-            left = int(self.state.env[index]["requests"] - self.pending[index])
+            left = int(self.state.cluster[index]["requests"] - self.pending[index])
             raise UserError(f"drain: cluster {index} has {left} requests that are not dispatched yet")
-        code = handle.drain(self.handle, index)
+        code = entry_points.drain(self.handle, index)
         if code < NONE:
             self._complain(code, np.zeros((self.batch, 0), np.int64))
         elif code != NONE:
             self._raise_livelock(index, code, "can never be admitted")
 
     def _check_started(self, index: int) -> int:
-        count = int(self.state.env[index]["requests"])
+        count = int(self.state.cluster[index]["requests"])
         if count == 0:
             raise UserError(f"cluster {index} has no trace yet: call reset first")
         return count
@@ -235,9 +223,7 @@ class KernelEngine(Engine):
         """Return the requests of the episode: REQUEST_DTYPE, shape (R,), a copy without classes and block chains."""
         rows = self.state.req[index, : self._check_started(index)]
         out = np.zeros(len(rows), REQUEST_DTYPE)
-        for target, source in (("prompt_tokens", "prompt"), ("output_tokens", "output")):
-            out[target] = rows[source]
-        for name in ("arrival_ns", "priority"):
+        for name in GIVEN:
             out[name] = rows[name]
         return out
 
@@ -246,22 +232,18 @@ class KernelEngine(Engine):
         count = self._check_started(index)
         rows = self.state.req[index, :count]
         out = np.zeros(count, RESULT_DTYPE)
-        finished = rows["state"] == DONE
-        out["status"] = np.where(finished, FINISHED, np.where(rows["state"] == REFUSED, REJECTED, UNFINISHED))
+        finished = rows["state"] == FINISHED
+        out["status"] = STATUS[rows["state"]]
         out["finish_ns"] = np.where(finished, rows["last_token_ns"], -1)
-        for target, source in (("preemptions",) * 2, ("recomputed_tokens", "recomputed")):
-            out[target] = rows[source]
-        for name in ("instance", "scheduled_ns", "first_token_ns"):
+        for name in ("instance", "scheduled_ns", "first_token_ns", "preemptions", "recomputed_tokens"):
             out[name] = rows[name]
         if self._caching:
-            out["cached_tokens"] = self.state.chain["cached"][index, :count]
+            out["cached_tokens"] = self.state.chain["cached_tokens"][index, :count]
         return out
 
-    def episode_totals(self, index: int) -> NDArray[np.float64]:
-        """Return sums over the requests, as the base class does."""
-        out = np.zeros(9)
-        episode_totals(self.state.req[index, : self._check_started(index)], self.state.slo, out)
-        return out
+    def episode_totals(self, index: int) -> EpisodeTotals:
+        """Return sums over the requests of cluster ``index``, to its present."""
+        return episode_totals(self.state.req[index, : self._check_started(index)], self.state.slo)
 
     def instance_stats(self, index: int) -> NDArray[np.void]:
         """Return the totals of each instance: INSTANCE_STATS_DTYPE, shape (N,), a copy."""
@@ -277,15 +259,17 @@ class KernelEngine(Engine):
     def snapshot(self, index: int) -> dict[str, NDArray[Any]]:
         """Return cluster ``index``'s full state as plain arrays, for `restore`."""
         count = self._check_started(index)
-        place = slice(index, index + 1)
-        rows = {name: getattr(self.state, name)[place] for name in State._fields if name not in SHARED}
-        for name in ("req", "chain"):
-            rows[name] = rows[name][:, :count]
-        return {name: row.copy() for name, row in rows.items()}
+        out = {}
+        for name, layout in LAYOUTS.items():
+            if layout.axes[0] == "B":
+                part = getattr(self.state, name)[index : index + 1]
+                out[name] = (part[:, :count] if layout.axes[-1] in ("requests", "cached_requests") else part).copy()
+        return out
 
     def restore(self, index: int, state: Mapping[str, NDArray[Any]]) -> None:
         """Put cluster ``index`` back into a state of `snapshot`; what follows is the same, bit for bit."""
-        self._make_room(**{name: state[name].shape[-1] for name in GROWING})
+        lengths = {LAYOUTS[name].axes[-1]: row.shape[-1] for name, row in state.items()}
+        self._make_room(**{axis: lengths[axis] for axis in GROWING})
         for name, row in state.items():
             target = getattr(self.state, name)[index : index + 1]
             if row.ndim > 1:
@@ -314,21 +298,25 @@ def _rank_rows(kinds: NDArray[np.int64], dp: NDArray[np.int64]) -> tuple[NDArray
     return rows, first_ranks
 
 
-def _stack_tables(specs: list[InstanceSpec]) -> NDArray[np.float64]:
-    """All tables in one array (2, S, tokens), or (4, S, tokens) if there are data-parallel groups."""
+def _latency_tables(specs: list[InstanceSpec]) -> dict[str, NDArray[Any]]:
+    """The latency tables of all specs, each with a row per spec; behind its end a row repeats its last number."""
     tables = [spec.tables() for spec in specs]
-    groups = any(spec.dp > 1 for spec in specs)
-    longest = max(len(one.moe_s if groups else one.decode_s) for one in tables)
-    out = np.zeros((4 if groups else 2, len(tables), longest))
-    for index, one in enumerate(tables):
-        tokens = len(one.decode_s)
-        out[0, index, :tokens] = one.decode_s
-        out[1, index, :tokens] = one.mixed_s
-        if groups:
-            spec = specs[index]
-            out[2, index, : len(one.moe_s)] = one.moe_s
-            out[2, index, len(one.moe_s) :] = one.moe_s[-1]
-            out[3, index, :tokens] = [
-                pad_tokens(n, spec.max_num_seqs, spec.engine.cuda_graph_padding) for n in range(tokens)
-            ]
-    return out
+    out: dict[str, list[NDArray[Any]]]
+    out = {"decode_s": [one.decode_s for one in tables], "mixed_s": [one.mixed_s for one in tables]}
+    if any(spec.dp > 1 for spec in specs):
+        out["moe_s"] = [one.moe_s for one in tables]
+        out["padded_tokens"] = [_padded_tokens(spec) for spec in specs]
+    else:
+        out["moe_s"] = [one.moe_s[:1] for one in tables]
+        out["padded_tokens"] = [np.zeros(1, np.int64) for _ in tables]
+    longest = {name: max(map(len, rows)) for name, rows in out.items()}
+    return {
+        name: np.array([np.pad(row, (0, longest[name] - len(row)), mode="edge") for row in rows])
+        for name, rows in out.items()
+    }
+
+
+def _padded_tokens(spec: InstanceSpec) -> NDArray[np.int64]:
+    """What an iteration of so many tokens of one rank is padded to."""
+    args = spec.max_num_seqs, spec.engine.cuda_graph_padding
+    return np.array([pad_tokens(tokens, *args) for tokens in range(spec.max_num_batched_tokens + 1)])

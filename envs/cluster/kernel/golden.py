@@ -14,10 +14,10 @@ import numpy as np
 from fleetgym.envs.cluster.golden import Case, Counts, Step, case_args, case_request
 from fleetgym.envs.cluster.kernel import schedule, update
 from fleetgym.envs.cluster.kernel.engine import KernelEngine
-from fleetgym.envs.cluster.kernel.handle import counted, open_state
+from fleetgym.envs.cluster.kernel.entry_points import counted, open_state
 from fleetgym.envs.cluster.kernel.lists import enqueue
+from fleetgym.envs.cluster.kernel.request_counts import ADMITTED, PREEMPTED, computed_tokens
 from fleetgym.envs.cluster.kernel.state import FINISH, WAITING, Array, State, unit
-from fleetgym.envs.cluster.kernel.tokens import ADMITTED, PREEMPTED, computed_tokens
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec
@@ -72,7 +72,7 @@ class KernelReplay:
     def counts(self) -> Counts:
         """Running and waiting requests and free blocks."""
         row = self._state.inst[0, 0]
-        return Counts(int(row["running"]), int(row["waiting"]), self._usable - int(row["used"]))
+        return Counts(int(row["running"]), int(row["waiting"]), self._usable - int(row["used_blocks"]))
 
     def _computed(self) -> dict[int, int]:
         """Computed tokens of each running request, in list order."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from fleetgym.envs.cluster.kernel.jit import jit, large
+from fleetgym.envs.cluster.kernel.request_counts import count_blocks
 from fleetgym.envs.cluster.kernel.schedule import iteration_seconds, schedule
 from fleetgym.envs.cluster.kernel.state import EMPTY, NEVER, State, unit
-from fleetgym.envs.cluster.kernel.tokens import count_blocks
 from fleetgym.envs.cluster.kernel.update import update
 
 BALANCER_PERIOD_NS = 100_000_000
@@ -40,7 +40,7 @@ def advance_group(st: State, b: int, i: int, until: int) -> None:
                 inst["flight"] = 0  # blocked: only an arrival can change anything
                 for k in rank_rows(st, b, i):
                     st.inst[b, k]["flight"] = 0
-            elif inst["stalled_iterations"] > spec["stall_limit"]:
+            elif inst["stalled_iterations"] > spec["stall_limit_iterations"]:
                 break
             elif inst["flight"] < spec["depth"]:
                 inst["due"] = 1
@@ -73,22 +73,22 @@ def schedule_group(st: State, b: int, i: int) -> bool:
         u = unit(st, b, k)
         if schedule(u, now):
             preempted = True
-        n, prefill_tokens = u.inst["decodes"][slot], u.inst["prefill"][slot]
-        context, pairs = u.inst["step_context"], u.inst["step_pairs"]
+        n, prefill_tokens = u.inst["plan_decodes"][slot], u.inst["plan_prefill_tokens"][slot]
+        context, pairs = u.inst["plan_context"], u.inst["plan_pairs_x2"]
         tokens += n + prefill_tokens
-        used += u.inst["used"]
+        used += u.inst["used_blocks"]
         if n + prefill_tokens == 0:
             n = context = 1  # a rank without work takes part with a dummy token
         slowest = max(slowest, iteration_seconds(u, n, prefill_tokens, context, pairs))
-        padded += int(st.tables[3, kind, n + prefill_tokens])
+        padded += st.padded_tokens[kind, n + prefill_tokens]
     inst["peak_kv_blocks"] = max(inst["peak_kv_blocks"], used)
     inst["stalled_iterations"] += 1
     inst["end_ns"][slot] = EMPTY
     if tokens > 0:
-        seconds = slowest + st.tables[2, kind, min(padded, st.tables.shape[2] - 1)]
-        start = max(now, inst["last_end_ns"])
+        seconds = slowest + st.moe_s[kind, min(padded, st.moe_s.shape[1] - 1)]
+        start = max(now, inst["busy_until_ns"])
         inst["start_ns"][slot] = start
-        inst["last_end_ns"] = inst["end_ns"][slot] = start + max(1, int(seconds * 1e9 + 0.5))
+        inst["busy_until_ns"] = inst["end_ns"][slot] = start + max(1, int(seconds * 1e9 + 0.5))
     for k in rank_rows(st, b, i):
         st.inst[b, k]["flight"] += 1
         if st.inst[b, k]["end_ns"][slot] != EMPTY:
@@ -129,9 +129,9 @@ def choose_rank(st: State, b: int, i: int, now: int) -> Any:
     publish(st, b, i, now)
     best = st.inst[b, i]["first_rank"]
     for k in rank_rows(st, b, i):
-        if st.inst[b, k]["load"] < st.inst[b, best]["load"]:
+        if st.inst[b, k]["published_load"] < st.inst[b, best]["published_load"]:
             best = k
-    st.inst[b, best]["load"] += 4
+    st.inst[b, best]["published_load"] += 4
     return best
 
 
@@ -144,7 +144,7 @@ def publish(st: State, b: int, i: int, now: int) -> None:
     st.inst[b, i]["published_tick"] = tick
     for k in rank_rows(st, b, i):
         rank = st.inst[b, k]
-        rank["load"] = 4 * rank["waiting"] + rank["running"]
+        rank["published_load"] = 4 * rank["waiting"] + rank["running"]
 
 
 @jit
@@ -163,15 +163,15 @@ def add_up(st: State, b: int, i: int) -> None:
     inst, first = st.inst[b, i], st.inst[b, i]["first_rank"]
     for k in rank_rows(st, b, i):
         rank, kept = st.inst[b, k], k > first  # the first one overwrites
-        inst["in_flight"] = kept * inst["in_flight"] + rank["in_flight"]
-        inst["prompt_tokens"] = kept * inst["prompt_tokens"] + rank["prompt_tokens"]
-        inst["output_tokens"] = kept * inst["output_tokens"] + rank["output_tokens"]
-        inst["awaiting"] = kept * inst["awaiting"] + rank["awaiting"]
-        inst["awaiting_tokens"] = kept * inst["awaiting_tokens"] + rank["awaiting_tokens"]
-        inst["streamed"] = kept * inst["streamed"] + rank["streamed"]
+        inst["in_flight_requests"] = kept * inst["in_flight_requests"] + rank["in_flight_requests"]
+        inst["in_flight_prompt_tokens"] = kept * inst["in_flight_prompt_tokens"] + rank["in_flight_prompt_tokens"]
+        inst["in_flight_output_tokens"] = kept * inst["in_flight_output_tokens"] + rank["in_flight_output_tokens"]
+        inst["awaiting_requests"] = kept * inst["awaiting_requests"] + rank["awaiting_requests"]
+        inst["awaiting_prompt_tokens"] = kept * inst["awaiting_prompt_tokens"] + rank["awaiting_prompt_tokens"]
+        inst["streamed_tokens"] = kept * inst["streamed_tokens"] + rank["streamed_tokens"]
         inst["running"] = kept * inst["running"] + rank["running"]
         inst["waiting"] = kept * inst["waiting"] + rank["waiting"]
-        inst["used"] = kept * inst["used"] + rank["used"]
+        inst["used_blocks"] = kept * inst["used_blocks"] + rank["used_blocks"]
         inst["prefill_tokens"] = kept * inst["prefill_tokens"] + rank["prefill_tokens"]
         inst["decode_tokens"] = kept * inst["decode_tokens"] + rank["decode_tokens"]
         inst["kv_block_ns"] = kept * inst["kv_block_ns"] + rank["kv_block_ns"]

@@ -23,17 +23,17 @@ import numpy as np
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 HERE = Path(__file__).parent
-SHARED = (
-    "engine",
-    "judging",
-    "segments",
-)  # modules of the cluster that compiled code takes constants and functions from
+# Modules outside that compiled code takes constants, record layouts and functions from.
+OUTSIDE = (
+    *(f"cluster.{name}" for name in ("engine", "judging", "latency", "requests", "segments", "spec")),
+    "signals",
+)
 MODULES = (
     *(f"{__package__}.{path.stem}" for path in sorted(HERE.glob("[!_]*.py"))),
     *(
-        f"{__package__.rpartition('.')[0]}.{path.stem}"
-        for path in sorted(HERE.parent.glob("*.py"))
-        if path.stem in SHARED
+        f"{__package__.rsplit('.', 2)[0]}.{name}"
+        for name in OUTSIDE
+        if (HERE.parents[1] / f"{name.replace('.', '/')}.py").is_file()
     ),
 )
 
@@ -102,3 +102,12 @@ def jit(function: Function, **options: object) -> Function:
 
 
 large = functools.partial(jit, forceinline=False)  # not pasted into callers
+
+
+def jit_text(source: str, names: dict[str, Any], **options: object) -> Any:
+    """Compile the function that ``source`` defines with ``names`` as its globals.
+
+    For what compiled code cannot loop over, fields of different types. It is kept with the functions that call it.
+    """
+    exec(source, names)  # noqa: S102
+    return jit(names[source.partition("(")[0].removeprefix("def ")], cache=False, **options)

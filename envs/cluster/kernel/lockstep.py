@@ -2,8 +2,8 @@
 
 As long as every decode gets its token in every iteration, the instance's *clock* (the number of such iterations)
 says it all: a request that has sampled s tokens at clock d stores s - d and finishes at clock d + output - s; it
-needs a new KV block whenever (prompt + stored - 1 + clock) is a multiple of the block size. A heap of finish clocks,
-a histogram of that class and the sum of the contexts then make an iteration O(1) instead of O(batch).
+needs a new KV block whenever its *phase*, prompt + stored - 1, plus the clock is a multiple of the block size. A heap of finish clocks,
+a histogram of the phases and the sum of the contexts then make an iteration O(1) instead of O(batch).
 
 A request falls out of lock step (`loosen`) when blocks or budget run short, and comes back (`relock`) as soon as one
 iteration has served all. Meanwhile a decode that has got a token from two iterations on end is *in step*: its tokens
@@ -25,62 +25,62 @@ INDEX_MASK = (1 << INDEX_BITS) - 1
 
 
 @jit
-def block_class(u: Unit, r: int) -> Any:
-    """Class of a request in DECODE: it needs a block when class + clock is a multiple of the block size."""
-    return (u.req[r]["prompt"] + u.req[r]["sampled"] - 1) % u.spec["block_size"]
+def block_phase(u: Unit, r: int) -> Any:
+    """Phase of a request in DECODE: it needs a block when phase + clock is a multiple of the block size."""
+    return (u.req[r]["prompt_tokens"] + u.req[r]["sampled_tokens"] - 1) % u.spec["block_size"]
 
 
 @jit
-def class_at(u: Unit, clock: int) -> Any:
-    """The class that needs a block in the iteration after ``clock``."""
+def phase_at(u: Unit, clock: int) -> Any:
+    """The phase that needs a block in the iteration after ``clock``."""
     return -clock % u.spec["block_size"]
 
 
 @jit
 def add_member(u: Unit, r: int) -> None:
-    """List a request that enters lock step behind the others of its class: their order is that of the running list.
+    """List a request that enters lock step behind the others of its phase: their order is that of the running list.
 
     Listed are those whose next block is of their chain, so that others may hit it once it is registered. Blocks that
     are a request's own can be registered at any time before it is released.
     """
-    cls = block_class(u, r)
-    last = u.members[cls] - 1
+    phase = block_phase(u, r)
+    last = u.members[phase] - 1
     if last < 0:
         u.chain[r]["next_member"] = r
     else:
         u.chain[r]["next_member"] = u.chain[last]["next_member"]
         u.chain[last]["next_member"] = r
-    u.members[cls] = r + 1
+    u.members[phase] = r + 1
 
 
 @jit
 def remove_member(u: Unit, r: int) -> None:
-    """Take a request out of the list of its class."""
-    cls = block_class(u, r)
-    before = u.members[cls] - 1
+    """Take a request out of the list of its phase."""
+    phase = block_phase(u, r)
+    before = u.members[phase] - 1
     while u.chain[before]["next_member"] != r:
         before = u.chain[before]["next_member"]
     u.chain[before]["next_member"] = u.chain[r]["next_member"]
-    if u.members[cls] == r + 1:
-        u.members[cls] = 0 if before == r else before + 1
+    if u.members[phase] == r + 1:
+        u.members[phase] = 0 if before == r else before + 1
 
 
 @jit
 def enter(u: Unit, r: int) -> None:
     """Bring a running request with ``sampled`` tokens, not its last, into lock step."""
     inst, row = u.inst, u.req[r]
-    inst["context"] += row["prompt"] + row["sampled"]
-    row["sampled"] -= inst["clock"]
+    inst["lockstep_context"] += row["prompt_tokens"] + row["sampled_tokens"]
+    row["sampled_tokens"] -= inst["clock"]
     row["state"] = DECODE
-    u.classes[block_class(u, r)] += 1
+    u.phases[block_phase(u, r)] += 1
     if u.spec["enable_prefix_caching"]:
         u.chain[r]["next_member"] = NONE
         if u.chain[r]["link"] < u.chain[r]["link_count"]:
             add_member(u, r)
-    finish_clock = int(row["output"]) - int(row["sampled"])
-    heap_push(u.heap, inst["heap"], (finish_clock << INDEX_BITS) | int(r))
-    inst["heap"] += 1
-    inst["n"] += 1
+    finish_clock = int(row["output_tokens"]) - int(row["sampled_tokens"])
+    heap_push(u.heap, inst["heap_size"], (finish_clock << INDEX_BITS) | int(r))
+    inst["heap_size"] += 1
+    inst["lockstep_decodes"] += 1
 
 
 @jit
@@ -88,23 +88,23 @@ def retire(u: Unit, slot: int) -> None:
     """Take the decodes that sample their last token at the current clock out of lock step, into the slot's list."""
     inst = u.inst
     clock = inst["clock"]
-    size = inst["heap"]
+    size = inst["heap_size"]
     count = 0
     while size > 0 and u.heap[0] >> INDEX_BITS == clock:
         r = heap_pop(u.heap, size) & INDEX_MASK
         size -= 1
         count += 1
         row = u.req[r]
-        u.classes[block_class(u, r)] -= 1
+        u.phases[block_phase(u, r)] -= 1
         if u.spec["enable_prefix_caching"] and u.chain[r]["next_member"] != NONE:
             remove_member(u, r)
-        row["sampled"] = row["output"]
+        row["sampled_tokens"] = row["output_tokens"]
         row["state"] = LAST
         # The aggregate already counts the token after this one.
-        inst["context"] -= row["prompt"] + row["output"]
+        inst["lockstep_context"] -= row["prompt_tokens"] + row["output_tokens"]
         note(u, slot, r, FINISH)
-    inst["heap"] = size
-    inst["n"] -= count
+    inst["heap_size"] = size
+    inst["lockstep_decodes"] -= count
     if count > 1 and u.spec["scheduling_policy"] == PRIORITY:
         sort_by_admission(u, slot)
 
@@ -140,18 +140,18 @@ def loosen(u: Unit) -> None:
     while r >= 0:
         row = req[r]
         if row["state"] == DECODE:
-            u.classes[block_class(u, r)] = 0
+            u.phases[block_phase(u, r)] = 0
             if u.spec["enable_prefix_caching"]:
-                u.members[block_class(u, r)] = 0
-                register_up_to(u, r, row["prompt"] + row["sampled"] + inst["clock"] - 1 - bulk)
-            row["sampled"] += inst["clock"]
+                u.members[block_phase(u, r)] = 0
+                register_up_to(u, r, row["prompt_tokens"] + row["sampled_tokens"] + inst["clock"] - 1 - bulk)
+            row["sampled_tokens"] += inst["clock"]
             row["state"] = LOOSE
             if not (bulk and row["link"][front] & TOKEN):
                 fall_out(u, r)
         r = row["next"]
-    inst["n"] = 0
-    inst["context"] = 0
-    inst["heap"] = 0
+    inst["lockstep_decodes"] = 0
+    inst["lockstep_context"] = 0
+    inst["heap_size"] = 0
     inst["lockstep"] = 0
 
 

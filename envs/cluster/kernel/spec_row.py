@@ -20,11 +20,11 @@ Computed = Callable[[InstanceSpec, LatencyTables], float]
 COMPUTED: Mapping[str, tuple[type, Computed]] = {
     "exact_path": (np.int64, lambda spec, _: spec.exact_path),
     "depth": (np.int64, lambda spec, _: 2 if spec.engine.async_scheduling else 1),
-    "usable": (np.int64, lambda spec, _: spec.num_gpu_blocks - 1),
+    "usable_blocks": (np.int64, lambda spec, _: spec.num_gpu_blocks - 1),
     "watermark_blocks": (np.int64, lambda spec, _: int(spec.engine.watermark * spec.num_gpu_blocks)),
-    "stall_limit": (np.int64, lambda spec, _: spec.stall_limit_iterations),
+    "stall_limit_iterations": (np.int64, lambda spec, _: spec.stall_limit_iterations),
     "dp": (np.int64, lambda spec, _: spec.dp),
-    "group_blocks": (np.int64, lambda spec, _: spec.dp * (spec.num_gpu_blocks - 1)),  # usable ones of all ranks
+    "group_usable_blocks": (np.int64, lambda spec, _: spec.dp * (spec.num_gpu_blocks - 1)),  # usable ones of all ranks
     "kv_capacity_tokens": (np.float64, lambda spec, _: spec.dp * spec.kv_capacity_tokens),
     "prefill_tokens_per_s": (np.float64, lambda spec, _: spec.prefill_tokens_per_s),
     "decode_tokens_per_s": (np.float64, lambda spec, _: spec.decode_tokens_per_s),

@@ -1,17 +1,20 @@
 """The kernel's state: plain structured arrays, and the bundles in which they are handed around.
 
-Times are int64 ns, counts and tokens integers. ``-1`` is "none" in every link.
+Times are int64 ns, counts and tokens integers. ``-1`` is "none" in every link. A new array is one row of `State`.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from collections import namedtuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.kernel.jit import jit
+from fleetgym.envs.cluster import requests
+from fleetgym.envs.cluster.kernel.jit import jit_text
+from fleetgym.envs.cluster.kernel.spec_row import SPEC
+from fleetgym.envs.cluster.segments import LINK_DTYPE
 
 Array = NDArray[Any]
 
@@ -27,29 +30,31 @@ PREFILL = 2  # running, its known tokens are partly computed
 DECODE = 3  # running in lock step with all others in this state
 LOOSE = 4  # running, decoding, not in lock step
 LAST = 5  # running, its last token is in flight
-DONE = 6
-REFUSED = 7
+FINISHED = 6
+REJECTED = 7
 
 # What an iteration in flight will return to a request, bits of `link`.
 TOKEN = 1  # a token that is accounted for one by one
 FINISH = 2  # its last token
+
+STATUS = np.array([requests.UNFINISHED] * FINISHED + [requests.FINISHED, requests.REJECTED])  # of results, by state
 
 REQUEST = np.dtype(
     [
         ("arrival_ns", np.int64),
         ("scheduled_ns", np.int64),
         ("first_token_ns", np.int64),
-        ("last_token_ns", np.int64),  # or IN_STEP; kept up to date only out of lock step; the finish time once DONE
-        ("prompt", np.int32),
-        ("output", np.int32),
+        ("last_token_ns", np.int64),  # or IN_STEP; kept up to date only out of lock step; the finish time once FINISHED
+        ("prompt_tokens", np.int32),
+        ("output_tokens", np.int32),
         ("priority", np.int32),
-        ("sampled", np.int32),  # tokens sampled by composed iterations; less the instance's clock in DECODE
+        ("sampled_tokens", np.int32),  # returned ones and placeholders; less the instance's clock in DECODE
         ("previous", np.int32),  # neighbours in the running list or in the waiting queue
         ("next", np.int32),
         ("link", np.int32, 2),  # per iteration in flight: (next request in its list + 1) << 2 | bits
         ("preemptions", np.int32),
-        ("recomputed", np.int32),
-        ("computed", np.int32),  # in PREFILL: tokens with KV entries; WAITING: those that the latest preemption lost
+        ("recomputed_tokens", np.int32),
+        ("computed_tokens", np.int32),  # in PREFILL; in WAITING those that the latest preemption lost
         ("instance", np.int16),
         ("state", np.int16),
     ],
@@ -62,19 +67,19 @@ INSTANCE = np.dtype(
         ("next_ns", np.int64),  # end of the oldest iteration in flight; NEVER: idle, or blocked until an arrival
         ("available", np.int64),
         ("spec", np.int64),
-        ("in_flight", np.int64),
-        ("prompt_tokens", np.int64),
-        ("awaiting", np.int64),
-        ("awaiting_tokens", np.int64),
-        ("streamed", np.int64),
-        ("dispatch_ns", np.int64),
+        ("in_flight_requests", np.int64),
+        ("in_flight_prompt_tokens", np.int64),
+        ("awaiting_requests", np.int64),
+        ("awaiting_prompt_tokens", np.int64),
+        ("streamed_tokens", np.int64),
+        ("last_dispatch_ns", np.int64),
         ("ttft_ewma_s", np.float64),  # negative: none yet
         ("running", np.int64),
         ("waiting", np.int64),
-        ("used", np.int64),  # KV blocks
-        ("output_tokens", np.int64),
+        ("used_blocks", np.int64),
+        ("in_flight_output_tokens", np.int64),
         # time
-        ("last_end_ns", np.int64),  # end of the latest composed iteration
+        ("busy_until_ns", np.int64),  # end of the latest composed iteration
         ("returned_ns", np.int64),  # end of the latest returned iteration
         ("counted_ns", np.int64),  # kv_block_ns is integrated up to here
         ("due", np.int64),  # schedule() is to be called now
@@ -83,29 +88,26 @@ INSTANCE = np.dtype(
         ("flight", np.int64),
         ("start_ns", np.int64, 2),
         ("end_ns", np.int64, 2),  # EMPTY: no tokens, takes no time
-        ("decodes", np.int64, 2),
+        ("plan_decodes", np.int64, 2),
         ("bulk", np.int64, 2),  # decodes accounted together, the others are in the list
-        ("prefill", np.int64, 2),
+        ("plan_prefill_tokens", np.int64, 2),
         ("head", np.int64, 2),  # list of requests with something to be done at the end
         ("tail", np.int64, 2),
         # composition
         ("lockstep", np.int64),  # never with `exact_path`
         ("clock", np.int64),  # lock-step decode iterations so far
-        ("n", np.int64),  # requests in DECODE
-        ("context", np.int64),  # sum of their context lengths at their next token, that token included
-        ("heap", np.int64),  # entries in the heap of finish clocks
-        ("step_context", np.int64),  # K and 2 A of the iteration being composed
-        ("step_pairs", np.int64),
+        ("lockstep_decodes", np.int64),  # requests in DECODE
+        ("lockstep_context", np.int64),  # sum of their context lengths at their next token, that token included
+        ("heap_size", np.int64),  # entries in the heap of finish clocks
+        ("plan_context", np.int64),  # K and 2 A of the iteration being composed
+        ("plan_pairs_x2", np.int64),
         ("partial", np.int64),  # the request in PREFILL, or NONE; with `exact_path` there may be others
         ("run_head", np.int64),
         ("run_tail", np.int64),
         ("wait_head", np.int64),
         ("wait_tail", np.int64),
         ("blocked", np.int64),  # the head of the queue has to wait until a request finishes
-        (
-            "stalled_iterations",
-            np.int64,
-        ),  # iterations composed since the last token was returned or the last request arrived
+        ("stalled_iterations", np.int64),  # composed since the last token was returned or the last request arrived
         # totals
         ("busy_ns", np.int64),
         ("iterations", np.int64),
@@ -120,11 +122,8 @@ INSTANCE = np.dtype(
         ("rejected", np.int64),
         # data-parallel groups
         ("first_rank", np.int64),  # of the endpoint: row of its first rank
-        (
-            "published_tick",
-            np.int64,
-        ),  # of the endpoint: multiple of the balancer's period at which loads were refreshed
-        ("load", np.int64),  # of a rank: what the balancer believes
+        ("published_tick", np.int64),  # of the endpoint: period of the balancer in which loads were refreshed
+        ("published_load", np.int64),  # of a rank: what the balancer believes
     ],
     align=True,
 )
@@ -141,7 +140,7 @@ CLUSTER = np.dtype(
         ("slo_met", np.int64),
         ("rejected", np.int64),
         ("preempted", np.int64),
-        ("recomputed", np.int64),
+        ("recomputed_tokens", np.int64),
         ("stalled_instance", np.int64),  # NONE, or where no progress was made
     ],
     align=True,
@@ -169,84 +168,112 @@ CHAIN = np.dtype(
         ("table_count", np.int32),
         ("link_count", np.int32),
         ("own", np.int32),  # number of the segment that is the request's alone: what lies past its chain
-        ("cached", np.int32),  # tokens hit by the first admission
+        ("cached_tokens", np.int32),  # tokens hit by the first admission
         # while it runs
-        ("registered", np.int32),  # leading blocks that are registered
+        ("registered_blocks", np.int32),  # leading blocks that are registered
         ("last", np.int32),  # extent that holds the last one of them
         ("link", np.int32),  # segment of its next block, counted from `links`, and the place at which this begins
         ("begin", np.int32),
-        ("next_member", np.int32),  # the next request in DECODE of its class (see `State.members`)
+        ("next_member", np.int32),  # the next request in DECODE of its phase (see `State.members`)
         ("mixed", np.int32),  # whether `State.table` says where its extents are not those that `before` leads to
     ],
     align=True,
 )
 
 
-class State(NamedTuple):
-    """All clusters of an engine: B clusters, N instances, S distinct specs, R requests at most.
+class Layout(NamedTuple):
+    """How an array of the state is laid out; everything else follows: allocation, growth, snapshots, opening, `unit`.
 
-    An instance is a row of U >= N: the first N are the endpoints, the others the ranks of data-parallel groups
-    (``first_rank``), whose endpoint rows hold sums and the common flight. Without groups U = N.
-
-    The arrays from ``extents`` on have length 1 along their last axis without prefix caching.
+    Attributes
+    ----------
+    dtype : numpy.dtype or scalar type
+    axes : tuple of str
+        What each axis counts, as `State` lists it.
+    unit : bool
+        Whether the scheduler of an instance works on it: the array's part for the instance is in `Unit`.
     """
 
-    req: Array  # (B, R) REQUEST
-    inst: Array  # (B, U) INSTANCE
-    env: Array  # (B,) CLUSTER
-    classes: Array  # (B, U, block size) int32: lock-step decodes by the clock, modulo block size, of their next block
-    heap: Array  # (B, U, max_num_seqs) int64: finish clock << INDEX_BITS | request
-    gaps: Array  # (B, GAP_BINS) uint32
-    spec: Array  # (S,) SPEC
-    tables: Array  # (2 or 4, S, tokens) float64: decode_s, mixed_s; with groups also moe_s, padded tokens
-    obs: Array  # as in Engine, down to done
-    mask: Array
-    terms: Array
-    now_ns: Array
-    pending: Array
-    done: Array
-    columns: Array  # (F,) int64 indices into SIGNALS
-    high: Array  # (F,) float64
-    slo: Array  # (3,) float64: ttft_s, ttft_s_per_1k_prompt_tokens, tpot_s
-    values: Array  # (signals,) float64: scratch
-    journal: Array  # (B, entries) int64: [length, kind, request, tokens, ...]; nothing is written to length 1
-    extents: Array  # (B, U, blocks) EXTENT, one of them the anchor
-    copies: Array  # (B, U, segments + R) int32: oldest extent of each segment
-    members: Array  # (B, U, block size) int32: 1 + the last request of each class; `next_member` closes a ring
-    chain: Array  # (B, R) CHAIN
-    table: Array  # (B, blocks of all requests) int32: of each request, by block: the extent before, where not `before`
-    links: Array  # (B, entries) LINK_DTYPE: segments of all chains
+    dtype: Any
+    axes: tuple[str, ...]
+    unit: bool = False
+
+    @property
+    def part(self) -> str:
+        """Text of the index that takes an instance's part of the array."""
+        first, *others = self.axes
+        return {"B": "[b, i]" if others[:1] == ["U"] else "[b]", "S": "[kind]"}.get(first, "")
 
 
-class Unit(NamedTuple):
-    """What the scheduler of one instance works on: records and rows of `State`."""
+class State(NamedTuple):
+    """All arrays of an engine.
 
-    inst: Any
-    env: Any
-    spec: Any
-    req: Array
-    classes: Array
-    heap: Array
-    gaps: Array
-    decode_s: Array
-    mixed_s: Array
-    slo: Array
-    journal: Array
-    extents: Array
-    copies: Array
-    members: Array
-    chain: Array
-    table: Array
-    links: Array
+    ====================  =============================================================================================
+    ``B``, ``N``          clusters, and instances of each
+    ``U``                 rows of instances, U >= N: the first N are the endpoints, the others the ranks of data-parallel
+                          groups (``first_rank``), whose endpoint rows hold sums and the common flight
+    ``S``                 distinct specs
+    ``F``                 observed signals
+    ``requests`` ...      `GROWING`: as long as the longest trace so far needs
+    ``cached_*``          1 without prefix caching
+    ``group_*``           1 without data-parallel groups
+    ====================  =============================================================================================
+    """
+
+    req: Annotated[Any, Layout(REQUEST, ("B", "requests"), unit=True)]
+    inst: Annotated[Any, Layout(INSTANCE, ("B", "U"), unit=True)]
+    cluster: Annotated[Any, Layout(CLUSTER, ("B",), unit=True)]
+    # lock-step decodes by their phase (see `lockstep`)
+    phases: Annotated[Any, Layout(np.int32, ("B", "U", "block_size"), unit=True)]
+    # finish clock << INDEX_BITS | request
+    heap: Annotated[Any, Layout(np.int64, ("B", "U", "heap_entries"), unit=True)]
+    gaps: Annotated[Any, Layout(np.uint32, ("B", "gap_bins"), unit=True)]
+    spec: Annotated[Any, Layout(SPEC, ("S",), unit=True)]
+    decode_s: Annotated[Any, Layout(np.float64, ("S", "tokens"), unit=True)]  # as in `LatencyTables`
+    mixed_s: Annotated[Any, Layout(np.float64, ("S", "tokens"), unit=True)]
+    moe_s: Annotated[Any, Layout(np.float64, ("S", "group_tokens"))]
+    padded_tokens: Annotated[Any, Layout(np.int64, ("S", "group_rank_tokens"))]
+    obs: Annotated[Any, Layout(np.float32, ("B", "N", "F"))]  # as in `Engine`, down to done
+    mask: Annotated[Any, Layout(np.bool_, ("B", "N"))]
+    terms: Annotated[Any, Layout(np.float64, ("B", "terms"))]
+    now_ns: Annotated[Any, Layout(np.int64, ("B",))]
+    pending: Annotated[Any, Layout(np.int64, ("B",))]
+    done: Annotated[Any, Layout(np.bool_, ("B",))]
+    columns: Annotated[Any, Layout(np.int64, ("F",))]  # places in SIGNALS
+    high: Annotated[Any, Layout(np.float64, ("F",))]
+    slo: Annotated[Any, Layout(np.float64, ("limits",), unit=True)]  # `Slo.limits`
+    signals: Annotated[Any, Layout(np.float64, ("signals",))]  # scratch
+    # [length, kind, request, tokens, ...]; nothing is written to length 1
+    journal: Annotated[Any, Layout(np.int64, ("B", "journal_entries"), unit=True)]
+    # one of them the anchor
+    extents: Annotated[Any, Layout(EXTENT, ("B", "U", "cached_blocks"), unit=True)]
+    # oldest extent of each segment
+    copies: Annotated[Any, Layout(np.int32, ("B", "U", "cached_segments"), unit=True)]
+    # 1 + the last request of each phase; `next_member` closes a ring
+    members: Annotated[Any, Layout(np.int32, ("B", "U", "cached_block_size"), unit=True)]
+    chain: Annotated[Any, Layout(CHAIN, ("B", "cached_requests"), unit=True)]
+    # of each request, by block: the extent before, where that is not its `before`
+    table: Annotated[Any, Layout(np.int32, ("B", "cached_entries"), unit=True)]
+    # segments of all chains
+    links: Annotated[Any, Layout(LINK_DTYPE, ("B", "cached_links"), unit=True)]
 
 
-@functools.partial(jit, inline="always")
-def unit(st: State, b: int, i: int) -> Unit:
-    """What the scheduler in row ``i`` of cluster ``b`` works on."""
-    inst = st.inst[b, i]
-    kind = inst["spec"]
-    return Unit(
-        inst, st.env[b], st.spec[kind], st.req[b], st.classes[b, i], st.heap[b, i], st.gaps[b], st.tables[0, kind],
-        st.tables[1, kind], st.slo, st.journal[b], st.extents[b, i], st.copies[b, i], st.members[b, i],
-        st.chain[b], st.table[b], st.links[b],
-    )  # fmt: skip
+GROWING = ("requests", "cached_requests", "cached_segments", "cached_entries", "cached_links")
+LAYOUTS: dict[str, Layout] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(State, include_extras=True).items()
+}
+UNIT = tuple(name for name, layout in LAYOUTS.items() if layout.unit)
+
+if TYPE_CHECKING:
+    Unit = State
+else:
+    Unit = namedtuple("Unit", UNIT)  # what the scheduler of one instance works on
+
+_PARTS = ", ".join(f"st.{name}{LAYOUTS[name].part}" for name in UNIT)
+unit = jit_text(
+    f"""def unit(st, b, i):
+    "What the scheduler in row ``i`` of cluster ``b`` works on."
+    kind = st.inst[b, i]["spec"]
+    return Unit({_PARTS})""",
+    {"Unit": Unit},
+    inline="always",
+)

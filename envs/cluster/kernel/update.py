@@ -10,8 +10,8 @@ from fleetgym.envs.cluster.kernel.jit import jit
 from fleetgym.envs.cluster.kernel.judging import since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.kernel.lists import running_remove, waiting_remove
 from fleetgym.envs.cluster.kernel.lockstep import tokens_in_flight
-from fleetgym.envs.cluster.kernel.state import DECODE, DONE, EMPTY, FINISH, IN_STEP, LOOSE, TOKEN, WAITING, Unit
-from fleetgym.envs.cluster.kernel.tokens import computed_tokens, count_blocks, give_blocks
+from fleetgym.envs.cluster.kernel.request_counts import computed_tokens, count_blocks, give_blocks
+from fleetgym.envs.cluster.kernel.state import DECODE, EMPTY, FINISH, FINISHED, IN_STEP, LOOSE, TOKEN, WAITING, Unit
 
 
 @jit
@@ -27,8 +27,8 @@ def update(u: Unit) -> None:
     count_blocks(u, end)
     inst["busy_ns"] += end - inst["start_ns"][slot]
     inst["iterations"] += 1
-    inst["prefill_tokens"] += inst["prefill"][slot]
-    inst["decode_tokens"] += inst["decodes"][slot]
+    inst["prefill_tokens"] += inst["plan_prefill_tokens"][slot]
+    inst["decode_tokens"] += inst["plan_decodes"][slot]
     in_step = returned = inst["bulk"][slot]  # in step: those that the iteration before had a token for, too
     r = inst["head"][slot]
     while r >= 0:
@@ -46,7 +46,7 @@ def update(u: Unit) -> None:
         u.gaps[gap_bin(end - inst["returned_ns"])] += in_step
     if returned > 0:
         inst["stalled_iterations"] = 0
-        inst["streamed"] += returned
+        inst["streamed_tokens"] += returned
     inst["returned_ns"] = end
 
 
@@ -76,10 +76,10 @@ def give_token(u: Unit, slot: int, r: int, now: int) -> bool:
         u.gaps[gap_bin(now - last)] += 1
         return False
     row["first_token_ns"] = row["last_token_ns"] = now
-    inst["awaiting"] -= 1
-    inst["awaiting_tokens"] -= row["prompt"]
-    u.env["awaiting"] -= 1
-    u.env["awaiting_moment"] -= now
+    inst["awaiting_requests"] -= 1
+    inst["awaiting_prompt_tokens"] -= row["prompt_tokens"]
+    u.cluster["awaiting"] -= 1
+    u.cluster["awaiting_moment"] -= now
     ttft = since_s(row["arrival_ns"], now)
     ewma = inst["ttft_ewma_s"]
     inst["ttft_ewma_s"] = ttft if ewma < 0.0 else ewma + EWMA_WEIGHT * (ttft - ewma)
@@ -97,7 +97,7 @@ def goes_on(u: Unit, slot: int, r: int) -> bool:
 @jit
 def finish(u: Unit, r: int, now: int) -> None:
     """Take a request that has all its tokens out of the instance."""
-    inst, env, row = u.inst, u.env, u.req[r]
+    inst, cluster, row = u.inst, u.cluster, u.req[r]
     if row["state"] == WAITING:  # preempted while its last token was in flight
         waiting_remove(u, r)
     else:
@@ -106,17 +106,17 @@ def finish(u: Unit, r: int, now: int) -> None:
     inst["blocked"] = 0
     row["last_token_ns"] = now
     inst["finished"] += 1
-    inst["in_flight"] -= 1
-    inst["prompt_tokens"] -= row["prompt"]
-    inst["output_tokens"] -= row["output"]
-    inst["streamed"] -= row["output"]
-    env["unfinished"] -= 1
-    env["unfinished_moment"] -= now
-    env["finished"] += 1
+    inst["in_flight_requests"] -= 1
+    inst["in_flight_prompt_tokens"] -= row["prompt_tokens"]
+    inst["in_flight_output_tokens"] -= row["output_tokens"]
+    inst["streamed_tokens"] -= row["output_tokens"]
+    cluster["unfinished"] -= 1
+    cluster["unfinished_moment"] -= now
+    cluster["finished"] += 1
     ttft = since_s(row["arrival_ns"], row["first_token_ns"])
-    tpot = tpot_s(row["first_token_ns"], now, row["output"])
-    env["slo_met"] += within_slo(ttft, tpot, row["prompt"], u.slo[0], u.slo[1], u.slo[2])
-    row["state"] = DONE
+    tpot = tpot_s(row["first_token_ns"], now, row["output_tokens"])
+    cluster["slo_met"] += within_slo(ttft, tpot, row["prompt_tokens"], u.slo)
+    row["state"] = FINISHED
 
 
 @jit

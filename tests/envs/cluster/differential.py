@@ -196,8 +196,8 @@ def same(kernel: Engine, reference: Engine) -> None:
     for name in ("now_ns", "pending", "done", "obs", "mask", "terms"):
         equal(name, getattr(kernel, name), getattr(reference, name))
     for index in range(kernel.batch):
-        for name in ("results", "instance_stats", "gap_histogram"):
-            equal(name, getattr(kernel, name)(index), getattr(reference, name)(index))
+        for name in ("requests", "results", "instance_stats", "gap_histogram", "episode_totals"):
+            equal(name, *(np.asarray(getattr(engine, name)(index)) for engine in (kernel, reference)))
 
 
 def equal(name: str, left: np.ndarray, right: np.ndarray) -> None:

@@ -19,7 +19,7 @@ Edits = Iterable[tuple[str, str]]
 
 ADMIT = "self.running.append(request)"
 FITS = "if not self._fits(request, hits, hit_tokens + tokens):"
-FULL = "request.known if self.args.reserve_full_prompt else end"
+FULL = "request.known_tokens if self.args.reserve_full_prompt else end"
 GROWN = "self._blocks_for(end) - len(request.blocks)"
 MOVED = "position -= self.running.index(victim) < position"
 RANK = "(request.priority, request.arrival_ns)"
@@ -29,7 +29,7 @@ RELEASED = """            self._references[block] -= 1
                 if block not in self._content:"""
 VICTIM = f"return max(self.running, key=lambda request: {RANK})"
 SHARE = "min(self._wanted(request), largest, budget)"
-FIRST_SHARE = "min(request.known - hit_tokens, largest, budget)"
+FIRST_SHARE = "min(request.known_tokens - hit_tokens, largest, budget)"
 OTHERS = "threshold > 0 and len(self.running) + len(self.waiting) > 1:"
 GIVEN = "                budget -= tokens\n            position += 1"
 FIRST_GIVEN = "plan.scheduled.append((request, tokens))\n            budget -= tokens\n"
@@ -46,7 +46,7 @@ MISTAKES: dict[str, Edits] = {
     "the running list is sorted by priority": [
         (
             ADMIT,
-            'bisect.insort(self.running, request, key=lambda r: r.rank if self.args.scheduling_policy[0] == "p" else (0,))',
+            'bisect.insort(self.running, request, key=lambda r: r.queue_key if self.args.scheduling_policy[0] == "p" else (0,))',
         )
     ],
     "blocks of finished requests come back one schedule() later": [
@@ -63,7 +63,7 @@ MISTAKES: dict[str, Edits] = {
     "fcfs queues a victim at the end": [("self.waiting.insert(0, victim)", "self.waiting.append(victim)")],
     "priority queues a victim at the front": [("self.add(victim)", "self.waiting.insert(0, victim)")],
     "priority preempts the last of exact equals": [(VICTIM, VICTIM.replace("self.running", "reversed(self.running)"))],
-    "priority compares the index of exact equals": [(VICTIM, VICTIM.replace(RANK, "request.rank"))],
+    "priority compares the index of exact equals": [(VICTIM, VICTIM.replace(RANK, "request.queue_key"))],
     "priority preempts without regard to arrival": [(VICTIM, VICTIM.replace(RANK, "request.priority"))],
     "priority preempts the latest admitted": [(VICTIM, "return self.running[-1]")],
     "a victim's tokens of the step are not given back": [
@@ -79,7 +79,7 @@ MISTAKES: dict[str, Edits] = {
         ("return budget  # requests behind it", "tokens, position = 0, position - 1  # requests behind it")
     ],
     "admission looks at the chunk only": [(FULL, "end")],
-    "admission always looks at all known tokens": [(FULL, "request.known")],
+    "admission always looks at all known tokens": [(FULL, "request.known_tokens")],
     "admission looks at the prompt only": [
         (FULL, "max(end, request.prompt_tokens) if self.args.reserve_full_prompt else end")
     ],
@@ -88,17 +88,17 @@ MISTAKES: dict[str, Edits] = {
         (
             "self._grow(request, tokens)\n            plan",
             """self._grow(request, tokens)
-            more = self._blocks_for(request.known) - len(request.blocks)
-            request.blocks += self.pool.draw(min(more, self.pool.free))
+            more = self._blocks_for(request.known_tokens) - len(request.blocks)
+            request.blocks += self.pool.draw(min(more, self.pool.free_blocks))
             plan""",
         ),
     ],
     "no null block": [("num_gpu_blocks - 1", "num_gpu_blocks"), ("range(1, num_gpu_blocks)", "range(num_gpu_blocks)")],
     "one look-ahead slot": [(GROWN, GROWN.replace("end", "end + 1"))],
-    "a hit may cover the whole prompt": [("(request.known - 1) // self", "request.known // self")],
-    "a hit is limited to the prompt": [("(request.known - 1) // self", "(request.prompt_tokens - 1) // self")],
+    "a hit may cover the whole prompt": [("(request.known_tokens - 1) // self", "request.known_tokens // self")],
+    "a hit is limited to the prompt": [("(request.known_tokens - 1) // self", "(request.prompt_tokens - 1) // self")],
     "a resumed request hits nothing": [
-        ("            return []", "            return []\n        if request.lost:\n            return []")
+        ("            return []", "            return []\n        if request.lost_tokens:\n            return []")
     ],
     "cached free blocks cost an admission nothing": [("+ self.pool.count_free(hits) ", "")],
     "no watermark": [(WATERMARK, "0")],
@@ -107,8 +107,8 @@ MISTAKES: dict[str, Edits] = {
         (
             "not self._grow(request, tokens):",
             """(
-                0 < self._blocks_for(request.computed + tokens) - len(request.blocks)
-                > self.pool.free - self.watermark_blocks or not self._grow(request, tokens)
+                0 < self._blocks_for(request.computed_tokens + tokens) - len(request.blocks)
+                > self.pool.free_blocks - self.watermark_blocks or not self._grow(request, tokens)
             ):""",
         )
     ],
@@ -123,39 +123,39 @@ MISTAKES: dict[str, Edits] = {
             "        for request in plan.samples:\n",
             """        for request, _ in plan.scheduled:
             if request.running:
-                self._register(request, request.computed - request.placeholders)
+                self._register(request, request.computed_tokens - request.output_placeholders)
         for request in plan.samples:
 """,
         ),
     ],
-    "tokens in flight count as known when blocks are registered": [("min(end, request.known) //", "end //")],
+    "tokens in flight count as known when blocks are registered": [("min(end, request.known_tokens) //", "end //")],
     "no block is registered when its token returns": [
-        ("self._register(request, request.computed - request.placeholders)", "pass")
+        ("self._register(request, request.computed_tokens - request.output_placeholders)", "pass")
     ],
     "two in flight: a step after the last token": [("if in_flight > 0 and", "if False and")],
     "two in flight: the token of a victim is dropped": [
-        ("            request.generated += 1", "            if not request.running:\n                continue\n            request.generated += 1")
+        ("            request.returned_tokens += 1", "            if not request.running:\n                continue\n            request.returned_tokens += 1")
     ],
     "two in flight: a victim cannot finish while it waits": [
-        ("if request.generated == request.output_tokens:", "if request.running and request.generated >= request.output_tokens:")
+        ("if request.returned_tokens == request.output_tokens:", "if request.running and request.returned_tokens >= request.output_tokens:")
     ],
     "a resumed request recomputes its prompt only": [
-        ("tokens = min(request.known - hit", "tokens = min(max(1, request.prompt_tokens - hit_tokens), request.known - hit")
+        ("tokens = min(request.known_tokens - hit", "tokens = min(max(1, request.prompt_tokens - hit_tokens), request.known_tokens - hit")
     ],
-    "a resumed request needs one whole chunk": [(FITS, f"if request.lost and tokens < request.known - hit_tokens:\n                return\n            {FITS}")],
-    "a prompt needs one whole chunk": [(FITS, f"if tokens < request.known - hit_tokens:\n                return\n            {FITS}")],
+    "a resumed request needs one whole chunk": [(FITS, f"if request.lost_tokens and tokens < request.known_tokens - hit_tokens:\n                return\n            {FITS}")],
+    "a prompt needs one whole chunk": [(FITS, f"if tokens < request.known_tokens - hit_tokens:\n                return\n            {FITS}")],
     "max_num_seqs counts those with tokens": [("len(self.running) < self.max", "len(plan.scheduled) < self.max")],
     "decodes cost nothing of the budget": [
-        (GIVEN, GIVEN.replace("tokens\n", "tokens if request.computed < request.prefill_end else 0\n"))
+        (GIVEN, GIVEN.replace("tokens\n", "tokens if request.computed_tokens < request.prefill_end else 0\n"))
     ],
     "no threshold": [(OTHERS, "False:")],
     "the threshold holds for a lone request": [(OTHERS, "threshold > 0:")],
     "the threshold holds while others wait": [(OTHERS, "threshold > 0 and self.waiting:")],
     "the threshold holds while others run": [(OTHERS, "threshold > 0 and len(self.running) > 1:")],
-    "the threshold holds for running requests only": [(FIRST_SHARE, "min(request.known - hit_tokens, budget)")],
+    "the threshold holds for running requests only": [(FIRST_SHARE, "min(request.known_tokens - hit_tokens, budget)")],
     "the threshold holds for admissions only": [(SHARE, "min(self._wanted(request), budget)")],
     "the threshold does not hold for a resumed request": [
-        (FIRST_SHARE, FIRST_SHARE.replace("largest", "budget if request.lost else largest"))
+        (FIRST_SHARE, FIRST_SHARE.replace("largest", "budget if request.lost_tokens else largest"))
     ],
     "the threshold counts the tokens hit": [
         (FIRST_SHARE, FIRST_SHARE.replace("largest", "max(1, largest - hit_tokens)"))
@@ -170,13 +170,13 @@ MISTAKES: dict[str, Edits] = {
         (GIVEN, GIVEN.replace("tokens\n", "min(self._wanted(request), budget)\n"))
     ],
     "an admission that is cut uses up what it wanted": [
-        (FIRST_GIVEN, FIRST_GIVEN.replace("-= tokens", "-= min(request.known - hit_tokens, budget)"))
+        (FIRST_GIVEN, FIRST_GIVEN.replace("-= tokens", "-= min(request.known_tokens - hit_tokens, budget)"))
     ],
     "nobody is served behind a running request that is cut": [
         (GIVEN, GIVEN.replace("tokens\n", "tokens\n                if tokens < self._wanted(request):\n                    return 0\n"))
     ],
     "nobody is admitted behind an admission that is cut": [
-        (FIRST_GIVEN, f"{FIRST_GIVEN}            if tokens < request.known - hit_tokens:\n                return\n")
+        (FIRST_GIVEN, f"{FIRST_GIVEN}            if tokens < request.known_tokens - hit_tokens:\n                return\n")
     ],
     "a running request gets no less than the threshold": [
         (SHARE, f"0 if budget < min(self._wanted(request), largest) else {SHARE}")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fleetgym.envs.cluster.block_pool import BlockPool
 from fleetgym.envs.cluster.kernel import KernelEngine, blocks
-from fleetgym.envs.cluster.kernel.handle import counted, open_state
+from fleetgym.envs.cluster.kernel.entry_points import counted, open_state
 from fleetgym.envs.cluster.kernel.state import unit
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import make_trace
@@ -79,7 +79,7 @@ class Pair:
         found = self.pool.lookup(self.content(request, place) for place in range(known - 1))
         expected = len(found), self.pool.count_free(found)
         agree("hits", tuple(look(self.engine.handle, request, known)), expected)
-        if known - expected[0] + expected[1] > self.pool.free:
+        if known - expected[0] + expected[1] > self.pool.free_blocks:
             return
         self.pool.share(found)
         share(self.engine.handle, request, len(found))
@@ -89,7 +89,7 @@ class Pair:
         """Draw ``count`` blocks; register all but ``lag`` of those held."""
         held = self.held[request]
         before = len(held.blocks)
-        count = min(count, self.pool.free, LONGEST - before)
+        count = min(count, self.pool.free_blocks, LONGEST - before)
         held.blocks += self.pool.draw(count)
         end = before + count
         full = max(held.registered, end - lag)
@@ -106,7 +106,7 @@ class Pair:
 
     def compare(self) -> None:
         """Blocks in use and, for each chain, how much of it could be hit now, how much of that free."""
-        agree("used blocks", int(self.engine.state.inst["used"][0, 0]), self.pool.used)
+        agree("used blocks", int(self.engine.state.inst["used_blocks"][0, 0]), self.pool.used_blocks)
         for request in range(len(self.chains)):
             found = self.pool.lookup(self.content(request, place) for place in range(LONGEST))
             expected = len(found), self.pool.count_free(found)

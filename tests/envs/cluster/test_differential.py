@@ -142,13 +142,13 @@ MUTANTS = {
     "nothing (control)": ("lists.py", "return a < b", "return a < b"),
     "one block too many is thought usable": (
         "schedule.py",
-        'needed > spec["usable"] - inst["used"]:\n        budget',
-        'needed > spec["usable"] + 1 - inst["used"]:\n        budget',
+        'needed > spec["usable_blocks"] - inst["used_blocks"]:\n        budget',
+        'needed > spec["usable_blocks"] + 1 - inst["used_blocks"]:\n        budget',
     ),
     "a block is drawn one token early": ("blocks.py", "(tokens + block_size - 1)", "(tokens + block_size)"),
     "equal ranks are queued last in, first out": ("lists.py", "return a < b", "return a > b"),
     "the last of equals is preempted": (
-        "exact.py",
+        "schedule_running.py",
         'row["arrival_ns"] > least["arrival_ns"]',
         'row["arrival_ns"] >= least["arrival_ns"]',
     ),
@@ -160,7 +160,7 @@ MUTANTS = {
     ),
     "a rank without work is not waited for": ("group.py", "n = context = 1", "continue"),
     "a victim ahead without tokens does not move the position": (
-        "exact.py",
+        "schedule_running.py",
         "    preempted = False\n",
         "    preempted, skip = False, 0\n",
         "budget += preempt(u, slot, victim)",
@@ -214,20 +214,20 @@ MUTANTS = {
         'if threshold > 0 and u.inst["running"] + u.inst["waiting"] > 1:',
         "if threshold > 0:",
     ),
-    "running requests are not held back": ("exact.py", "past, largest, budget)", "past, budget)"),
+    "running requests are not held back": ("schedule_running.py", "past, largest, budget)", "past, budget)"),
     "admissions are not held back": ("schedule.py", "past, largest, budget)", "past, budget)"),
     "decodes lock step again beside several partial prefills": (
-        "exact.py",
+        "schedule_running.py",
         'if complete and not u.spec["exact_path"]:',
         "if complete:",
     ),
-    "decodes lock step again although one was passed over": ("exact.py", "complete = False", "pass"),
+    "decodes lock step again although one was passed over": ("schedule_running.py", "complete = False", "pass"),
     "a decode that is passed over stays in step": (
-        "exact.py",
+        "schedule_running.py",
         "            pass_over(u, r)\n            ",
         "            ",
     ),
-    "a victim stays in step": ("exact.py", '    if row["state"] == LOOSE:\n        pass_over(u, r)\n', ""),
+    "a victim stays in step": ("schedule_running.py", '    if row["state"] == LOOSE:\n        pass_over(u, r)\n', ""),
     "a decode is in step before its next token is in flight": (
         "update.py",
         'return bool(u.inst["flight"] == 0 or u.req[r]["link"][slot ^ 1] & TOKEN)',
@@ -239,18 +239,22 @@ MUTANTS = {
         "!= LOOSE:",
     ),
     "what a victim was given counts": (
-        "exact.py",
+        "schedule_running.py",
         'at_once = u.spec["scheduling_policy"] != PRIORITY',
         "at_once = True",
     ),
     "every gap is that of two iterations on end": ("update.py", 'if last == inst["returned_ns"]:', "if last >= 0:"),
     "a token returned on its own is no progress": ("update.py", "if returned > 0:", 'if inst["bulk"][slot] > 0:'),
     "a step served one by one has the room of an iteration": (
-        "exact.py",
+        "schedule_running.py",
         'budget, size = u.spec["max_num_scheduled_tokens"]',
         'budget, size = u.spec["max_num_batched_tokens"]',
     ),
-    "a victim is taken to have lost nothing": ("exact.py", 'row["computed"] = computed', 'row["computed"] = 0'),
+    "a victim is taken to have lost nothing": (
+        "schedule_running.py",
+        'row["computed_tokens"] = computed',
+        'row["computed_tokens"] = 0',
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import copy
 import os
 import pickle
@@ -17,7 +18,8 @@ from fleetgym.envs.cluster.engines import make_engine
 from fleetgym.envs.cluster.golden import replay_file
 from fleetgym.envs.cluster.kernel import KernelEngine, jit, update
 from fleetgym.envs.cluster.kernel.golden import KernelReplay
-from fleetgym.envs.cluster.kernel.stream import Stream, round_robin, stream
+from fleetgym.envs.cluster.kernel.long_traces import Stream, round_robin, stream
+from fleetgym.envs.cluster.kernel.state import GROWING, LAYOUTS, unit
 from fleetgym.envs.cluster.latency import LatencyModel
 from fleetgym.envs.cluster.requests import REJECTED, Trace, make_trace
 from fleetgym.envs.cluster.spec import ClusterSpec, EngineArgs, InstanceSpec
@@ -102,6 +104,56 @@ def test_a_copied_engine_lives_on_its_own(duplicate):
     assert equal(play(other, np.zeros((1, 60), np.int64)), expected)
 
 
+@pytest.mark.parametrize("dp", [1, 3])
+@pytest.mark.parametrize("caching", [False, True])
+def test_each_array_is_what_its_row_of_the_table_says(caching, dp):
+    engine = KernelEngine(cluster(2, dp=dp, enable_prefix_caching=caching), 4, columns=("kv_usage",))
+    for index in range(4):
+        engine.reset(index, trace(index))
+    lengths = {"B": 4, "N": 2, "U": 2 if dp == 1 else 8, "S": 1, "F": 1, "requests": 60, "block_size": 16}
+    for name, layout in LAYOUTS.items():
+        array = getattr(engine.state, name)
+        assert array.dtype == layout.dtype
+        for axis, length in zip(layout.axes, array.shape, strict=True):
+            assert lengths.setdefault(axis, length) == length
+            assert length > 1 or axis in ("S", "F", "journal_entries") or axis.startswith(("cached", "group"))
+    cached, group = ({length > 1 for axis, length in lengths.items() if word in axis} for word in ("cached", "group"))
+    assert (cached, group) == ({caching}, {dp > 1})
+
+
+@pytest.mark.parametrize("dp", [1, 3])
+def test_a_unit_holds_the_instance_s_part_of_each_array(dp):
+    engine = KernelEngine([cluster(2, dp=dp), cluster(2, dp=dp, block_size=32)], 2, journal=9)
+    state, kinds = engine.state, (0, 1)
+    for b, kind in enumerate(kinds):
+        engine.reset(b, trace())
+        for i in range(state.inst.shape[1]):
+            parts = getattr(unit, "py_func", unit)(state, b, i)._asdict()
+            for name, part in parts.items():
+                whole, axes = getattr(state, name), LAYOUTS[name].axes
+                expected = {"B": whole[b, i] if axes[1:2] == ("U",) else whole[b], "S": whole[kind % len(whole)]}
+                assert np.array_equal(part, expected.get(axes[0], whole))
+                assert part.size == 1 or np.shares_memory(part, whole)
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_an_engine_that_grows_keeps_what_it_holds(caching):
+    engine = KernelEngine(cluster(enable_prefix_caching=caching), 2)
+    for index in range(2):
+        engine.reset(index, trace(index, count=30))
+    engine.run(np.zeros((2, 20), np.int64))
+    before, room = engine.snapshot(0), {name: array.shape for name, array in engine.state._asdict().items()}
+    engine.reset(1, trace(1, count=90))
+    after = engine.snapshot(0)
+    grown = {LAYOUTS[name].axes[-1] for name, array in engine.state._asdict().items() if array.shape != room[name]}
+    assert grown == (set(GROWING) if caching else {"requests"})
+    for name, array in before.items():
+        kept = after[name][..., : array.shape[-1]] if array.ndim > 1 else after[name]
+        assert (kept == array).all()
+    for name in ("req", "inst", *(("chain", "copies", "links") if caching else ())):
+        assert before[name].tobytes().strip(b"\0")  # there was something to keep
+
+
 def test_a_snapshot_is_not_touched_by_what_follows():
     engine = KernelEngine(cluster())
     engine.reset(0, trace())
@@ -145,7 +197,7 @@ def test_clusters_of_one_batch_may_have_groups_of_different_size():
 def test_no_progress_of_a_group_names_the_request_of_its_rank():
     engine = KernelEngine(cluster(1, dp=2, num_gpu_blocks=1000))
     engine.reset(0, make_trace(np.array([0]), np.array([9000]), np.array([2])))
-    engine.state.spec["stall_limit"] = 1
+    engine.state.spec["stall_limit_iterations"] = 1
     with pytest.raises(LivelockError, match=r"instance 0: no progress .* request 0 \(9000 \+ 2 tokens\)"):
         engine.step(np.array([0]))
 
@@ -186,6 +238,8 @@ def test_wrong_calls_are_refused():
     engine = KernelEngine(cluster())
     with pytest.raises(UserError, match="call reset first"):
         engine.results(0)
+    with pytest.raises(UserError, match="call reset first"):
+        engine.step(np.zeros(1, np.int64))
     with pytest.raises(UserError, match="at least one"):
         engine.reset(0, trace(), np.zeros(3, bool))
     engine.reset(0, trace())
@@ -202,7 +256,7 @@ def test_wrong_calls_are_refused():
 def test_no_progress_is_an_error_that_names_instance_and_request():
     engine = KernelEngine(cluster(2))
     engine.reset(0, trace())
-    engine.state.spec["stall_limit"] = 1
+    engine.state.spec["stall_limit_iterations"] = 1
     with pytest.raises(LivelockError, match=r"instance 0: no progress at .* request \d+ "):
         engine.run(np.zeros((1, 60), np.int64))
 
@@ -311,6 +365,23 @@ def copied_package(tmp_path):
 def test_an_edit_in_any_kernel_file_never_meets_stale_code(tmp_path):
     call = copied_package(tmp_path)
     assert [call(2), call(2), call(3)] == ["21 0\n", "21 1\n", "31 0\n"]
+
+
+HOST = {"engine", "golden", "long_traces"}  # modules of the kernel that use what they import outside compiled code
+
+
+def test_whatever_compiled_code_takes_from_elsewhere_is_part_of_the_cache_s_name():
+    files = [path for path in Path(jit.__file__).parent.glob("[!_]*.py") if path.stem not in HOST]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and "fleetgym" in str(node.module)]
+    packages = {name.rpartition(".")[0] for name in jit.MODULES}
+    taken = {
+        f"{node.module}.{name.name}" if node.module in packages else node.module
+        for node in imports
+        for name in node.names
+    }
+    assert taken <= set(jit.MODULES)
+    assert {"fleetgym.envs.signals", "fleetgym.envs.cluster.spec"} <= taken
 
 
 HOOK = """

@@ -203,12 +203,12 @@ def test_scalars_arrays_and_compiled_code_judge_alike() -> None:
     finish = np.where(outputs > 1, first + rng.integers(1, 4 * 10**8, 500), first)
     prompts = rng.integers(1, 5000, 500)
     together = judging.within_slo(
-        judging.since_s(arrival, first), judging.tpot_s(first, finish, outputs), prompts, *SLO.limits
+        judging.since_s(arrival, first), judging.tpot_s(first, finish, outputs), prompts, SLO.limits
     )
     for definitions in (judging, compiled):
         alone = [
             definitions.within_slo(
-                definitions.since_s(int(a), int(f)), definitions.tpot_s(int(f), int(e), int(o)), int(p), *SLO.limits
+                definitions.since_s(int(a), int(f)), definitions.tpot_s(int(f), int(e), int(o)), int(p), SLO.limits
             )
             for a, f, e, o, p in zip(arrival, first, finish, outputs, prompts, strict=True)
         ]

@@ -262,7 +262,7 @@ def test_no_progress_is_an_error_that_names_the_request(reserve_full_prompt: boo
     engine = engine_of(instance(num_gpu_blocks=3, reserve_full_prompt=reserve_full_prompt))
     engine.reset(0, trace_of((0, 12, 1)))
     one = engine._live[0].instances[0]  # type: ignore[attr-defined]
-    one.longest_tokens = one.ranks[0].max_model_len = 100  # let pass what would be rejected
+    one.max_model_len = one.ranks[0].max_model_len = 100  # let pass what would be rejected
     engine.step(np.array([0]))
     with pytest.raises(LivelockError, match=message):
         engine.drain(0)

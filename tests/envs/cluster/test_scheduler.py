@@ -24,7 +24,7 @@ def scheduler(blocks: int = 101, **args: object) -> Scheduler:
 
 def test_the_null_block_is_never_handed_out():
     pool = BlockPool(4)
-    assert (pool.usable, pool.free) == (3, 3)
+    assert (pool.usable_blocks, pool.free_blocks) == (3, 3)
     assert 0 not in pool.draw(3)
 
 
@@ -58,9 +58,9 @@ def test_a_shared_block_is_free_only_when_nobody_holds_it():
     pool.register(block[0], 7)
     pool.share(block)
     pool.release(block)
-    assert pool.used == 1
+    assert pool.used_blocks == 1
     pool.release(block)
-    assert (pool.used, pool.count_free(block)) == (0, 1)
+    assert (pool.used_blocks, pool.count_free(block)) == (0, 1)
 
 
 # ---- scheduling ----
@@ -80,7 +80,7 @@ def test_prompts_are_chunked_by_the_budget_and_phases_are_explicit():
     # The decode computes token 10 with itself in the context.
     assert [(plan.decodes, plan.context) for plan in plans] == [(0, 0), (0, 0), (0, 0), (1, 10)]
     assert not engine.has_work
-    assert engine.pool.used == 0
+    assert engine.pool.used_blocks == 0
 
 
 def test_fcfs_preempts_the_latest_admitted_and_requeues_it_in_front():
@@ -92,7 +92,7 @@ def test_fcfs_preempts_the_latest_admitted_and_requeues_it_in_front():
     assert pairs(plan.preempted) == [(1, 8)]
     assert pairs(plan.scheduled) == [(0, 1)]
     assert [request.index for request in engine.waiting] == [1, 2]
-    assert engine.waiting[0].known == 9
+    assert engine.waiting[0].known_tokens == 9
 
 
 def test_priority_preempts_the_least_important_and_takes_its_tokens_back():
@@ -138,10 +138,10 @@ def test_two_in_flight_schedules_no_token_too_many():
     engine.add(Request(0, prompt_tokens=3, output_tokens=2))
     first, second = engine.schedule(), engine.schedule()
     assert [pairs(plan.scheduled) for plan in (first, second)] == [[(0, 3)], [(0, 1)]]
-    assert [request.generated for request in engine.update(first)] == [1]
+    assert [request.returned_tokens for request in engine.update(first)] == [1]
     assert engine.schedule().scheduled == []  # its last token is in flight
     assert len(engine.running) == 1
-    assert [request.generated for request in engine.update(second)] == [2]
+    assert [request.returned_tokens for request in engine.update(second)] == [2]
     assert not engine.has_work
 
 
@@ -260,8 +260,8 @@ def cases(draw: st.DrawFn) -> tuple[Scheduler, list[Request], int]:
 def test_tokens_requests_and_blocks_are_conserved(case: tuple[Scheduler, list[Request], int]):
     engine, requests, depth = case
     plans = drive(engine, requests, depth)
-    assert all(request.generated == request.output_tokens for request in requests)
-    assert engine.pool.free == engine.pool.usable
+    assert all(request.returned_tokens == request.output_tokens for request in requests)
+    assert engine.pool.free_blocks == engine.pool.usable_blocks
     scheduled, hits, lost = Counter[int](), Counter[int](), Counter[int]()
     waiting_since: dict[int, int] = {}
     for plan in plans:

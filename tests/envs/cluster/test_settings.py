@@ -98,8 +98,8 @@ def test_every_setting_is_a_column_of_the_kernel_s_row_as_the_instance_resolves_
         "reserve_full_prompt": True,
         "cuda_graph_padding": True,
     }
-    assert (row["exact_path"], row["depth"], row["usable"], row["watermark_blocks"]) == (True, 1, 99, 25)
-    assert (row["group_blocks"], row["kv_capacity_tokens"]) == (198, 2 * 99 * 16)
+    assert (row["exact_path"], row["depth"], row["usable_blocks"], row["watermark_blocks"]) == (True, 1, 99, 25)
+    assert (row["group_usable_blocks"], row["kv_capacity_tokens"]) == (198, 2 * 99 * 16)
 
 
 def test_a_setting_that_nobody_has_written_a_line_for_reaches_the_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.baselines.base import Columns, ScorePolicy, register
+from fleetgym.baselines.base import Columns, LinearScore, ScorePolicy
+from fleetgym.baselines.registry import register
+from fleetgym.envs.routing import ENV_ID
 
 
-@register("least_inflight")
-class LeastInflight(ScorePolicy):
+@register("least_inflight", ENV_ID)
+class LeastInflight(LinearScore):
     """Fewest in-flight requests, the router's own count (least-request of Envoy, AIBrix, SGLang)."""
 
-    def score(self, s: Columns) -> NDArray[Any]:
-        """Score by minus the in-flight requests."""
-        return -s["in_flight_requests"]
+    weights: ClassVar[Mapping[str, float]] = {"in_flight_requests": -1.0}
 
 
-@register("least_kv")
-class LeastKv(ScorePolicy):
+@register("least_kv", ENV_ID)
+class LeastKv(LinearScore):
     """Smallest KV-cache usage (AIBrix least-kv-cache, llm-d kv-cache-utilization scorer)."""
 
-    def score(self, s: Columns) -> NDArray[Any]:
-        """Score by minus the KV usage."""
-        return -s["kv_usage"]
+    weights: ClassVar[Mapping[str, float]] = {"kv_usage": -1.0}
 
 
-@register("least_pending_tokens")
-class LeastPendingTokens(ScorePolicy):
+@register("least_pending_tokens", ENV_ID)
+class LeastPendingTokens(LinearScore):
     """Fewest prompt tokens still without a first token (token-JSQ of Splitwise)."""
 
-    def score(self, s: Columns) -> NDArray[Any]:
-        """Score by minus the pending prompt tokens."""
-        return -s["awaiting_first_token_prompt_tokens"]
+    weights: ClassVar[Mapping[str, float]] = {"awaiting_first_token_prompt_tokens": -1.0}
 
 
-@register("vllm_dp")
-class VllmDp(ScorePolicy):
+@register("vllm_dp", ENV_ID)
+class VllmDp(LinearScore):
     """vLLM's data-parallel front end: smallest ``4 * waiting + running``."""
 
-    def score(self, s: Columns) -> NDArray[Any]:
-        """Score by minus ``4 * waiting + running``."""
-        return -(4.0 * s["waiting_requests"] + s["running_requests"])
+    weights: ClassVar[Mapping[str, float]] = {"waiting_requests": -4.0, "running_requests": -1.0}
 
 
 def _spread(x: NDArray[Any]) -> NDArray[Any]:
@@ -53,7 +48,7 @@ def _spread(x: NDArray[Any]) -> NDArray[Any]:
     return np.where(width > 0, (high - x) / np.where(width > 0, width, 1.0), 1.0)
 
 
-@register("llmd_queue_kv")
+@register("llmd_queue_kv", ENV_ID)
 class LlmdQueueKv(ScorePolicy):
     """llm-d's scheduler without its prefix scorer: queue scorer + KV-utilisation scorer, weights 1 and 1.
 
@@ -62,6 +57,8 @@ class LlmdQueueKv(ScorePolicy):
     queue, kv : float
         Scorer weights.
     """
+
+    features = ("waiting_requests", "kv_usage")
 
     def __init__(self, queue: float = 1.0, kv: float = 1.0) -> None:
         super().__init__()
@@ -72,13 +69,21 @@ class LlmdQueueKv(ScorePolicy):
         return self.queue * _spread(s["waiting_requests"]) + self.kv * (1.0 - s["kv_usage"])
 
 
-@register("llumnix_freeness")
+@register("llumnix_freeness", ENV_ID)
 class LlumnixFreeness(ScorePolicy):
     """Most free KV tokens per request, Llumnix's dispatch rule without migration.
 
     ``(free - wanted by all waiting) / (running + waiting)``, infinite when empty; the demand of waiting
     requests is estimated from the prompt tokens that have no first token yet.
     """
+
+    features = (
+        "running_requests",
+        "waiting_requests",
+        "kv_usage",
+        "kv_capacity_tokens",
+        "awaiting_first_token_prompt_tokens",
+    )
 
     def score(self, s: Columns) -> NDArray[Any]:
         """Score by freeness."""
@@ -88,9 +93,11 @@ class LlumnixFreeness(ScorePolicy):
         return np.where(requests > 0, (free - waiting) / np.maximum(requests, 1.0), np.inf)
 
 
-@register("lmetric")
+@register("lmetric", ENV_ID)
 class LMetric(ScorePolicy):
     """LMetric without a prefix cache: smallest (queued prefill tokens + prompt) x (running + waiting)."""
+
+    features = ("awaiting_first_token_prompt_tokens", "prompt_tokens", "running_requests", "waiting_requests")
 
     def score(self, s: Columns) -> NDArray[Any]:
         """Score by minus the product."""
@@ -98,16 +105,17 @@ class LMetric(ScorePolicy):
         return -tokens * (s["running_requests"] + s["waiting_requests"])
 
 
-@register("dynamo_cost")
-class DynamoCost(ScorePolicy):
+@register("dynamo_cost", ENV_ID)
+class DynamoCost(LinearScore):
     """Dynamo's KV router without overlap: smallest prefill blocks + decode blocks (block 16).
 
     Prefill blocks: tokens still to prefill plus the newcomer's prompt; decode blocks: those of the
     resident sequences, estimated from prompts and streamed tokens.
     """
 
-    def score(self, s: Columns) -> NDArray[Any]:
-        """Score by minus the cost in blocks."""
-        prefill = s["awaiting_first_token_prompt_tokens"] + s["prompt_tokens"]
-        resident = s["in_flight_prompt_tokens"] + s["streamed_tokens"] + s["prompt_tokens"]
-        return -(prefill + resident) / 16.0
+    weights: ClassVar[Mapping[str, float]] = {
+        "awaiting_first_token_prompt_tokens": -1 / 16,
+        "in_flight_prompt_tokens": -1 / 16,
+        "streamed_tokens": -1 / 16,
+        "prompt_tokens": -2 / 16,
+    }

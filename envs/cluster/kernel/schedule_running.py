@@ -9,13 +9,20 @@ from fleetgym.envs.cluster.kernel.compose import prefill, sample
 from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import enqueue, running_remove
 from fleetgym.envs.cluster.kernel.lockstep import fall_out, loosen, relock
+from fleetgym.envs.cluster.kernel.request_counts import (
+    PREEMPTED,
+    computed_tokens,
+    give_blocks,
+    log,
+    take_blocks,
+    tokens_with_placeholders,
+)
 from fleetgym.envs.cluster.kernel.spec_row import PRIORITY
 from fleetgym.envs.cluster.kernel.state import IN_STEP, LAST, LOOSE, NONE, PREFILL, TOKEN, WAITING, Unit
-from fleetgym.envs.cluster.kernel.tokens import PREEMPTED, computed_tokens, give_blocks, known_tokens, log, take_blocks
 
 
 @large
-def schedule_exact(u: Unit, slot: int, largest: int) -> tuple[int, bool]:
+def schedule_running(u: Unit, slot: int, largest: int) -> tuple[int, bool]:
     """Serve the running requests one by one, each with ``largest`` tokens at most; a rule gives some of them fewer.
 
     Returns the budget left, and whether anyone was preempted. Tokens count in the iteration as they are given, unless
@@ -31,10 +38,10 @@ def schedule_exact(u: Unit, slot: int, largest: int) -> tuple[int, bool]:
     behind = NONE
     r = inst["run_head"]
     while r >= 0:
-        known, past = known_tokens(u, r), computed_tokens(u, r)
+        known, past = tokens_with_placeholders(u, r), computed_tokens(u, r)
         tokens = 0 if req[r]["state"] == LAST else min(known - past, largest, budget)
         needed = more_blocks(past, past + tokens, size)
-        while needed > u.spec["usable"] - inst["used"]:
+        while needed > u.spec["usable_blocks"] - inst["used_blocks"]:
             victim, behind = choose_victim(u), req[r]["next"]
             preempted = True
             budget += preempt(u, slot, victim)
@@ -73,14 +80,14 @@ def serve(u: Unit, slot: int, r: int, tokens: int) -> None:
     if u.req[r]["state"] == PREFILL:
         prefill(u, slot, r, tokens)
     else:
-        u.inst["decodes"][slot] += 1
-        u.inst["step_context"] += known_tokens(u, r)
+        u.inst["plan_decodes"][slot] += 1
+        u.inst["plan_context"] += tokens_with_placeholders(u, r)
         sample(u, slot, r)
 
 
 @jit
 def serve_all(u: Unit, slot: int) -> None:
-    """Count what `schedule_exact` has given to those that still run."""
+    """Count what `schedule_running` has given to those that still run."""
     req = u.req
     r = u.inst["run_head"]
     while r >= 0:
@@ -123,10 +130,10 @@ def preempt(u: Unit, slot: int, r: int) -> Any:
         inst["partial"] = NONE
     running_remove(u, r)
     row["state"] = WAITING
-    row["computed"] = computed
+    row["computed_tokens"] = computed
     row["preemptions"] += 1
     inst["preemptions"] += 1
-    u.env["preempted"] += 1
+    u.cluster["preempted"] += 1
     inst["blocked"] = 0
     enqueue(u, r, True)
     return given

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.kernel.engine import KernelEngine
+from fleetgym.envs.cluster.kernel.engine import GIVEN, KernelEngine
 from fleetgym.envs.cluster.kernel.lockstep import INDEX_BITS, INDEX_MASK
-from fleetgym.envs.cluster.kernel.state import DONE, NONE, REFUSED
+from fleetgym.envs.cluster.kernel.state import FINISHED, NONE, REJECTED
 from fleetgym.envs.cluster.requests import REQUEST_DTYPE, RESULT_DTYPE, Trace
 from fleetgym.envs.cluster.spec import ClusterSpec, Slo
 from fleetgym.envs.errors import UserError
@@ -106,11 +106,9 @@ class Stream:
         state = self.engine.state
         count = len(self._position)
         rows = state.req[0, :count]
-        over = (rows["state"] == DONE) | (rows["state"] == REFUSED)
+        over = (rows["state"] == FINISHED) | (rows["state"] == REJECTED)
         requests = np.zeros(int(over.sum()), REQUEST_DTYPE)
-        for target, source in (("prompt_tokens", "prompt"), ("output_tokens", "output")):
-            requests[target] = rows[source][over]
-        for name in ("arrival_ns", "priority"):
+        for name in GIVEN:
             requests[name] = rows[name][over]
         completed = Completed(self._position[over], requests, self.engine.results(0)[over])
         left = rows[~over].copy()
@@ -123,18 +121,18 @@ class Stream:
         instances = state.inst[0]
         for name in LINKS:
             instances[name] = place[instances[name]]
-        for heap, size in zip(state.heap[0], instances["heap"], strict=True):
+        for heap, size in zip(state.heap[0], instances["heap_size"], strict=True):
             keys = heap[:size]
             heap[:size] = keys >> INDEX_BITS << INDEX_BITS | place[keys & INDEX_MASK]
         self._position = self._position[~over]
-        state.env["requests"][0] = len(left)
+        state.cluster["requests"][0] = len(left)
         return completed
 
     def _append(self, trace: Trace) -> None:
         engine, kept = self.engine, len(self._position)
         count = kept + len(trace)
         engine.write_requests(0, kept, trace)
-        engine.state.env["requests"][0] = count
+        engine.state.cluster["requests"][0] = count
         engine.pending[0] = kept
         engine.now_ns[0] = trace.requests["arrival_ns"][0]
         engine.done[0] = False

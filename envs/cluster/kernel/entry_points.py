@@ -1,6 +1,6 @@
 """A cheap way into compiled code.
 
-Handing 24 arrays to a compiled function costs 2-3 microseconds per call, more than the work of a step. One array
+Handing two dozen arrays to a compiled function costs 2-3 microseconds per call, more than the work of a step. One array
 of their addresses and shapes costs a tenth of a microsecond; the compiled side makes arrays of it again.
 """
 
@@ -16,26 +16,21 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fleetgym.envs.cluster.kernel import cluster
-from fleetgym.envs.cluster.kernel.jit import jit
-from fleetgym.envs.cluster.kernel.spec_row import SPEC
-from fleetgym.envs.cluster.kernel.state import CHAIN, CLUSTER, EXTENT, INSTANCE, REQUEST, Array, State
-from fleetgym.envs.cluster.segments import LINK_DTYPE
+from fleetgym.envs.cluster.kernel.jit import jit, jit_text
+from fleetgym.envs.cluster.kernel.state import LAYOUTS, Array, State
 
 carray: Any = numba.carray  # type: ignore[attr-defined]
 NO_JIT = bool(getattr(numba.config, "DISABLE_JIT", False))
-
-FLOAT, INT, INT32, UINT32, BOOL, FLOAT32 = (
-    np.dtype(name) for name in ("f8", "i8", "i4", "u4", "?", "f4")
-)  # fmt: skip
 
 
 def make_handle(state: State) -> Any:
     """Describe ``state`` for the functions below; it must outlive the handle."""
     if NO_JIT:
         return state
-    handle = np.ones((len(state), 4), np.int64)
-    for entry, array in zip(handle, state, strict=True):
+    handle = np.zeros((len(state), 4), np.int64)
+    for entry, array, layout in zip(handle, state, LAYOUTS.values(), strict=True):
         assert array.flags.c_contiguous
+        assert (array.dtype, array.ndim) == (layout.dtype, len(layout.axes))
         entry[0] = array.ctypes.data
         entry[1 : 1 + array.ndim] = array.shape
     return handle
@@ -56,52 +51,19 @@ def _type_pointer(_context: Any, address: Any) -> Any:
 _pointer: Any = intrinsic(_type_pointer)
 
 
-@counted
-def _one(h: Array, k: int, dtype: Any) -> Array:
-    return carray(_pointer(h[k, 0]), (h[k, 1],), dtype)
+def _array(row: int, name: str) -> str:
+    """Text that makes an array of a row of the handle."""
+    shape = "".join(f"h[{row}, {1 + axis}], " for axis in range(len(LAYOUTS[name].axes)))
+    return f"carray(pointer(h[{row}, 0]), ({shape}), {name})"
 
 
-@counted
-def _two(h: Array, k: int, dtype: Any) -> Array:
-    return carray(_pointer(h[k, 0]), (h[k, 1], h[k, 2]), dtype)
-
-
-@counted
-def _three(h: Array, k: int, dtype: Any) -> Array:
-    return carray(_pointer(h[k, 0]), (h[k, 1], h[k, 2], h[k, 3]), dtype)
-
-
-@counted
-def _open(h: Array) -> State:
-    return State(
-        req=_two(h, 0, REQUEST),
-        inst=_two(h, 1, INSTANCE),
-        env=_one(h, 2, CLUSTER),
-        classes=_three(h, 3, INT32),
-        heap=_three(h, 4, INT),
-        gaps=_two(h, 5, UINT32),
-        spec=_one(h, 6, SPEC),
-        tables=_three(h, 7, FLOAT),
-        obs=_three(h, 8, FLOAT32),
-        mask=_two(h, 9, BOOL),
-        terms=_two(h, 10, FLOAT),
-        now_ns=_one(h, 11, INT),
-        pending=_one(h, 12, INT),
-        done=_one(h, 13, BOOL),
-        columns=_one(h, 14, INT),
-        high=_one(h, 15, FLOAT),
-        slo=_one(h, 16, FLOAT),
-        values=_one(h, 17, FLOAT),
-        journal=_two(h, 18, INT),
-        extents=_three(h, 19, EXTENT),
-        copies=_three(h, 20, INT32),
-        members=_three(h, 21, INT32),
-        chain=_two(h, 22, CHAIN),
-        table=_two(h, 23, INT32),
-        links=_two(h, 24, LINK_DTYPE),
-    )
-
-
+_ARRAYS = ", ".join(_array(row, name) for row, name in enumerate(State._fields))
+_DTYPES = {name: np.dtype(layout.dtype) for name, layout in LAYOUTS.items()}
+_open = jit_text(
+    f"def open(h):\n    return State({_ARRAYS})",
+    {"State": State, "carray": carray, "pointer": _pointer, **_DTYPES},
+    _nrt=True,
+)
 open_state = (lambda state: state) if NO_JIT else _open  # the State behind a handle
 
 

@@ -12,9 +12,9 @@ ADMITTED, PREEMPTED = 0, 1  # kinds of journal entries
 
 
 @jit
-def known_tokens(u: Unit, r: int) -> Any:
+def tokens_with_placeholders(u: Unit, r: int) -> Any:
     """Tokens of the prompt and the answer so far, of a request that is not in lock step."""
-    return int(u.req[r]["prompt"]) + int(u.req[r]["sampled"])
+    return int(u.req[r]["prompt_tokens"]) + int(u.req[r]["sampled_tokens"])
 
 
 @jit
@@ -22,15 +22,15 @@ def computed_tokens(u: Unit, r: int) -> Any:
     """Tokens of a running request with KV entries, those of iterations in flight included."""
     row = u.req[r]
     if row["state"] == PREFILL:
-        return int(row["computed"])
-    sampled = row["sampled"] + u.inst["clock"] if row["state"] == DECODE else row["sampled"]
-    return int(row["prompt"]) + int(sampled) - 1
+        return int(row["computed_tokens"])
+    sampled = row["sampled_tokens"] + u.inst["clock"] if row["state"] == DECODE else row["sampled_tokens"]
+    return int(row["prompt_tokens"]) + int(sampled) - 1
 
 
 @jit
 def count_blocks(u: Unit, now: int) -> None:
     """Integrate the used blocks up to ``now``."""
-    u.inst["kv_block_ns"] += u.inst["used"] * (now - u.inst["counted_ns"])
+    u.inst["kv_block_ns"] += u.inst["used_blocks"] * (now - u.inst["counted_ns"])
     u.inst["counted_ns"] = now
 
 
@@ -40,7 +40,7 @@ def take_blocks(u: Unit, r: int, blocks: int, end: int, returned: int) -> None:
     if u.spec["enable_prefix_caching"]:
         grow(u, r, blocks, end, returned)
     else:
-        u.inst["used"] += blocks
+        u.inst["used_blocks"] += blocks
 
 
 @jit
@@ -50,7 +50,7 @@ def give_blocks(u: Unit, r: int, computed: int) -> None:
     if u.spec["enable_prefix_caching"]:
         release(u, r, held)
     else:
-        u.inst["used"] -= held
+        u.inst["used_blocks"] -= held
 
 
 @jit

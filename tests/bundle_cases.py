@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import Env, spaces
+from places import DATA
 from stable_baselines3 import PPO
 
 from fleetgym.agents.bundle_format import MANIFEST
@@ -15,16 +16,18 @@ from fleetgym.agents.scorer import ScorerPolicy
 from fleetgym.envs.features import SCHEMA_VERSION, observation_space, public, schema_digest
 from fleetgym.envs.signals import SIGNAL_NAMES
 
-NUM_INSTANCES = 4
+NUM_CHOICES = 4
 ENV_ID = "fleetgym.envs:fleetgym/Routing-v0"
+OLD = DATA / "version_1"  # a checkpoint, its card and its bundle as they were when all choices were instances
+OLD_FEATURES = ("kv_usage", "in_flight_requests")
 
 
 class Noise(Env[np.ndarray, np.int64]):
-    """Random observations, some instances absent: enough to build a model on."""
+    """Random observations, some choices absent: enough to build a model on."""
 
-    def __init__(self, features: tuple[str, ...] = public(SIGNAL_NAMES), num_instances: int = NUM_INSTANCES) -> None:
-        self.observation_space = observation_space(features, num_instances)
-        self.action_space = spaces.Discrete(num_instances)
+    def __init__(self, features: tuple[str, ...] = public(SIGNAL_NAMES), num_choices: int = NUM_CHOICES) -> None:
+        self.observation_space = observation_space(features, num_choices)
+        self.action_space = spaces.Discrete(num_choices)
 
     def action_masks(self) -> np.ndarray:
         return self.present
@@ -56,9 +59,9 @@ def card(features: tuple[str, ...] = public(SIGNAL_NAMES), **changes: Any) -> di
     """A checkpoint's card as training writes it."""
     values = {
         "name": "ppo_scorer", "env_id": ENV_ID, "algorithm": "ppo", "network": "scorer", "features": list(features),
-        "schema_version": SCHEMA_VERSION, "schema_digest": schema_digest(features), "golden_hash": "0123456789abcdef",
-        "num_instances": NUM_INSTANCES, "seed": 3, "num_timesteps": 64, "config": {"agent": {"name": "ppo_scorer"}},
-        "trained_ranges": {"load": [0.6, 1.1], "num_instances": [2, 4], "staleness_s": [0.0, 0.0]},
+        "schema_version": SCHEMA_VERSION, "schema_digest": schema_digest(features), "fingerprint": "0123456789abcdef",
+        "num_choices": NUM_CHOICES, "seed": 3, "num_timesteps": 64, "config": {"agent": {"name": "ppo_scorer"}},
+        "trained_ranges": {"load": [0.6, 1.1], "num_choices": [2, 4], "staleness_s": [0.0, 0.0]},
         "versions": {"python": "3"}, "git": {"revision": "abc", "dirty": True},
     }  # fmt: skip
     return values | changes

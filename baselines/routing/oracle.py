@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.baselines.base import Columns, ScorePolicy, register
-from fleetgym.envs.signals import SIGNAL_NAMES
+from fleetgym.baselines.base import Columns, ScorePolicy
+from fleetgym.baselines.registry import register
+from fleetgym.envs.routing import ENV_ID
 
 
-@register("oracle_least_work")
+@register("oracle_least_work", ENV_ID)
 class OracleLeastWork(ScorePolicy):
     """Smallest true remaining tokens per unit of decode speed, the newcomer's own answer included."""
 
     kind = "oracle"
-    features = SIGNAL_NAMES
+    features = ("prompt_tokens", "output_tokens", "remaining_tokens", "decode_tokens_per_s")
 
     def score(self, s: Columns) -> NDArray[Any]:
         """Score by minus the remaining work in seconds."""
