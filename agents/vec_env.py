@@ -89,7 +89,7 @@ class FleetVecEnv(VecEnv):
         return self._stacked(observations)
 
     def step_async(self, actions: NDArray[np.int64]) -> None:
-        """Keep the actions for `step_wait`."""
+        """Keep the actions, shape (B,), for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
