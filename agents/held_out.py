@@ -1,4 +1,4 @@
-"""Held-out episodes that choose the best model: of one scenario by its own figure, of several by ratios to a yardstick."""
+"""Held-out episodes that choose the best model: of one scenario by its figure, of several by ratios to a yardstick."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class HeldOut:
     Attributes
     ----------
     problem : Problem
+        Of the validation part.
     episodes : int
+        At least 1.
     rank_by : str
         Failure-aware figure that chooses the best model (`fleetgym.envs.cluster.metrics.RANKING`), the one that the
         scenario ranks by. The return would leave out what is still unfinished at the last dispatch.
@@ -53,6 +55,7 @@ class HeldOut:
         Parameters
         ----------
         policy : Policy
+            Reset here.
 
         Returns
         -------
@@ -75,6 +78,7 @@ class HeldOut:
         Parameters
         ----------
         score : mapping of str to float
+            As `score` returns it.
         """
         return score[self.rank_by] * (1.0 if find_ranking(self.rank_by).better == "higher" else -1.0)
 
@@ -102,11 +106,18 @@ class HeldOutSuite:
         return next(iter(self.scenarios.values())).problem
 
     def score(self, policy: Policy) -> dict[str, float]:
-        """Return ``ratio``, the geometric mean over scenarios, ``NAME.ratio`` of each, and `HeldOut.score` as ``NAME.FIGURE``.
+        """Score each scenario as `HeldOut.score` does, and the ratios to the yardstick.
 
         Parameters
         ----------
         policy : Policy
+            Reset here.
+
+        Returns
+        -------
+        dict of str to float
+            ``ratio``, the geometric mean over scenarios; of each ``NAME.ratio``, and what `HeldOut.score` gives as
+            ``NAME.FIGURE``.
         """
         scores = {name: held_out.score(policy) for name, held_out in self.scenarios.items()}
         ratios = {
@@ -125,5 +136,6 @@ class HeldOutSuite:
         Parameters
         ----------
         score : mapping of str to float
+            As `score` returns it.
         """
         return -score[self.rank_by]

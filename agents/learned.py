@@ -44,8 +44,8 @@ class LearnedPolicy:
     name : str
         What tables call it.
     fewest : int, optional
-        Least choices that existed in training; a model that is made for C choices then takes from so many up to C, the others
-        being absent as they were in training. By default exactly C.
+        Least choices that existed in training; a model that is made for C choices then takes from so many up to C, the
+        others being absent as they were in training. By default exactly C.
     """
 
     kind = "learned"

@@ -52,14 +52,42 @@ class TrainSpec:
 
 
 def save(model: BaseAlgorithm, path: Path, card: Mapping[str, Any]) -> None:
-    """Write a checkpoint and its card, each whole or not at all."""
+    """Write a checkpoint and its card, each whole or not at all.
+
+    Parameters
+    ----------
+    model : BaseAlgorithm
+    path : Path
+        The zip; the card has its name with ``.json``.
+    card : mapping
+        What `fleetgym.agents.checkpoint.write_card` asks for; the number of timesteps is added.
+
+    Raises
+    ------
+    UserError
+        A file cannot be written.
+    """
     with replacing(path) as temporary:
         model.save(temporary)
     write_card(path, {**card, "num_timesteps": model.num_timesteps})
 
 
 class HeldOutCallback(BaseCallback):
-    """Evaluate on held-out episodes at start, every so many steps and at the end; keep the best model."""
+    """Evaluate on held-out episodes at start, every so many steps and at the end; keep the best model.
+
+    Parameters
+    ----------
+    held_out : HeldOut or HeldOutSuite
+        Gives the score and says how good it is.
+    every_timesteps : int
+        Of all environments together.
+    folder : Path
+        Where ``best_model.zip`` lies; one that is there already is replaced by a better one only.
+    card : mapping
+        What to write beside it.
+    fewest : int
+        Least choices that exist in training (`fleetgym.agents.learned.LearnedPolicy`).
+    """
 
     def __init__(
         self, held_out: HeldOut | HeldOutSuite, every_timesteps: int, folder: Path, card: Mapping[str, Any], fewest: int
@@ -121,7 +149,17 @@ class HeldOutCallback(BaseCallback):
 
 
 class CheckpointCallback(BaseCallback):
-    """Keep ``checkpoints/<steps>_steps.zip`` every so many steps."""
+    """Keep ``checkpoints/<steps>_steps.zip`` every so many steps.
+
+    Parameters
+    ----------
+    every_timesteps : int
+        Of all environments together.
+    folder : Path
+        Where ``checkpoints/`` is made.
+    card : mapping
+        What to write beside each.
+    """
 
     def __init__(self, every_timesteps: int, folder: Path, card: Mapping[str, Any]) -> None:
         super().__init__()
@@ -145,7 +183,15 @@ class CheckpointCallback(BaseCallback):
 
 
 class ProgressCallback(BaseCallback):
-    """A progress bar with the latest held-out figure."""
+    """A progress bar with the latest held-out figure.
+
+    Parameters
+    ----------
+    total : int
+        Timesteps, over all environments together.
+    evaluation : HeldOutCallback
+        Gives the figure.
+    """
 
     def __init__(self, total: int, evaluation: HeldOutCallback) -> None:
         super().__init__()
@@ -185,7 +231,8 @@ class Trained(NamedTuple):
     ----------
     model : BaseAlgorithm
     history : list of dict
-        One row per held-out evaluation of this run: ``timesteps`` and what held-out episodes give; the first before it learned.
+        One row per held-out evaluation of this run: ``timesteps`` and what held-out episodes give; the
+        first before it learned.
     before : dict or None
         The same of the best model that the folder had already.
     """
@@ -202,7 +249,7 @@ def check_fit(agent: AgentSpec, *problems: Problem) -> None:
     ----------
     agent : AgentSpec
     *problems : Problem
-        Of one environment and one observation.
+        To learn on.
 
     Raises
     ------
@@ -235,7 +282,7 @@ def check_fit(agent: AgentSpec, *problems: Problem) -> None:
 
 
 def _never_0(names: Sequence[str]) -> set[str]:
-    """Columns by which a choice that exists differs from a row of zeros: what it is made of, and tokens of a request."""
+    """Columns by which a choice that exists differs from a row of zeros: what it is made of, tokens of a request."""
     signals = [find_signal(name) for name in names]
     return {s.name for s in signals if s.tag == "static" or (s.scope == "request" and s.unit == "tokens")}
 
@@ -251,7 +298,13 @@ def shares(num_envs: int, parts: int) -> list[int]:
     Parameters
     ----------
     num_envs : int
+        At least ``parts``.
     parts : int
+
+    Returns
+    -------
+    list of int, length parts
+        They add up to ``num_envs``.
     """
     return [num_envs // parts + (part < num_envs % parts) for part in range(parts)]
 
@@ -271,6 +324,8 @@ def train(
 ) -> Trained:
     """Train and leave ``best_model.zip`` and ``last_model.zip`` with their cards in ``folder``.
 
+    The weights depend on the number of torch threads: set it before (``torch.set_num_threads(1)``).
+
     Parameters
     ----------
     agent : AgentSpec
@@ -280,20 +335,25 @@ def train(
         What to choose the best model by.
     spec : TrainSpec
     folder : Path
+        Made if absent; a best model that is there already stays unless this run, resumed, finds a better one.
     card : mapping
         What to write beside each checkpoint.
     seed : int
+        Everything random follows from it, but for the held-out episodes, which are always the same.
     resume : path, optional
         Checkpoint to go on from; ``total_timesteps`` counts from the very beginning.
     progress_bar : bool
     prepare : callable, optional
         Called with the model before it learns (e.g. to attach loggers).
 
-    The weights depend on the number of torch threads: set it before (``torch.set_num_threads(1)``).
-
     Returns
     -------
     Trained
+
+    Raises
+    ------
+    UserError
+        As `check_fit` and `check_resume`; settings that SB3 or torch refuse; a file that cannot be written.
     """
     problems = [problem] if isinstance(problem, Problem) else list(problem)
     check_fit(agent, *problems)
@@ -325,10 +385,16 @@ def check_resume(path: str | Path, agent: AgentSpec, problems: Sequence[Problem]
     Parameters
     ----------
     path : path
+        The zip.
     agent : AgentSpec
     problems : sequence of Problem
         What to learn on.
     spec : TrainSpec
+
+    Returns
+    -------
+    BaseAlgorithm
+        Without an environment.
 
     Raises
     ------

@@ -25,6 +25,11 @@ class FleetVecEnv(VecEnv):
     (return ``r``, length ``l``, as `Monitor` gives them) and, if the environment reports them, ``episode_metrics``.
     ``env_method("action_masks")`` answers for all environments with one array.
 
+    Parameters
+    ----------
+    *envs : FleetVectorEnv
+        B environments altogether, each reset within the step (``autoreset_mode``).
+
     Raises
     ------
     UserError
@@ -57,7 +62,18 @@ class FleetVecEnv(VecEnv):
         return rows
 
     def reset(self) -> NDArray[np.float32]:
-        """Begin an episode everywhere; seeds given by ``seed()`` are used once."""
+        """Begin an episode everywhere; seeds given by ``seed()`` are used once.
+
+        Returns
+        -------
+        ndarray of float32, shape (B, C, F)
+            C of the widest.
+
+        Raises
+        ------
+        UserError
+            Options for several problems.
+        """
         seeds = None if all(s is None for s in self._seeds) else list(self._seeds)
         options = next((own for own in self._options if own), None)
         if options is not None and len(self.envs) > 1:
@@ -161,10 +177,15 @@ def pad_choices(rows: NDArray[Any], num_choices: int, axis: int = 0) -> NDArray[
 
     Parameters
     ----------
-    rows : ndarray
+    rows : ndarray of any shape
         With the choices along ``axis``, at most ``num_choices``.
     num_choices : int
     axis : int
+
+    Returns
+    -------
+    ndarray
+        Of the same shape, but for ``num_choices`` along ``axis``.
     """
     lacking = num_choices - rows.shape[axis]
     if not lacking:

@@ -24,7 +24,23 @@ from fleetgym.experiments.report.tables import print_summary
 
 @command("evaluate")
 def main(cfg: DictConfig) -> float | None:
-    """Evaluate on windows of the test part; return the mean of the figure that ranks, of a suite the geometric mean."""
+    """Evaluate on windows of the test part; return the mean of the figure that ranks, of a suite the geometric mean.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/evaluate.yaml``.
+
+    Returns
+    -------
+    float or None
+        None if no window has that figure.
+
+    Raises
+    ------
+    UserError
+        A faulty option, trace or policy, more windows than there are, or a charge that serving exceeds.
+    """
     options, cases = read_cases(EvaluateOptions, cfg)
     trials = plan_trials(cases, options.episodes, "episodes")
     problem = trials[0].problem
@@ -60,8 +76,10 @@ def play_windows(
     Parameters
     ----------
     run : RunFolder
+        Open.
     trial : Trial
     policies : sequence of Policy
+        At least one; files and prints are of the last alone.
 
     Returns
     -------

@@ -36,7 +36,18 @@ DEFINING = ("env[=.]", "cluster[=.]", "workload[=.]", "slo[=.]", r"scenario\.") 
 
 @command("leaderboard")
 def main(cfg: DictConfig) -> float | None:
-    """Rank; return the best policy's figure of those that the scenario ranks by, of a suite its geometric mean."""
+    """Rank; return the best policy's figure of those that the scenario ranks by, of a suite its geometric mean.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/leaderboard.yaml``.
+
+    Raises
+    ------
+    UserError
+        A faulty option, trace or policy, more windows than there are, or a charge that serving exceeds.
+    """
     options, cases = read_cases(LeaderboardOptions, cfg)
     trials = plan_trials(cases, options.seeds, "seeds")
     problem = trials[0].problem
@@ -72,8 +83,14 @@ def play_board(run: RunFolder, trial: Trial[LeaderboardOptions], policies: Seque
     Parameters
     ----------
     run : RunFolder
+        Open.
     trial : Trial
     policies : sequence of Policy
+        Each under a name of its own.
+
+    Returns
+    -------
+    LeaderboardTable
     """
     options, problem = trial.case.options, trial.problem
     scenario = options.scenario
@@ -113,7 +130,24 @@ def _print_files(run: RunFolder, *names: str) -> None:
 
 
 def collect(options: LeaderboardOptions, problem: Problem) -> list[Policy]:
-    """Build the heuristics, the trained and the exported policies that ``options`` name."""
+    """Build the heuristics, the trained and the exported policies that ``options`` name.
+
+    Parameters
+    ----------
+    options : LeaderboardOptions
+    problem : Problem
+        What they are to decide.
+
+    Returns
+    -------
+    list of Policy
+        Each under a name of its own: those of equal names are numbered.
+
+    Raises
+    ------
+    UserError
+        A policy that is unknown or refused, or a heuristic that is named twice.
+    """
     names = contenders(problem.env_id) if options.policies is None else options.policies
     policies = [make_policy(name, problem) for name in names]
     for path in _checkpoints(options):
@@ -156,7 +190,18 @@ def facts(
     episodes: Sequence[Episode],
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what the page says about the scenario; ``overrides`` of the command line may have made it another."""
+    """Return what the page says about the scenario; ``overrides`` of the command line may have made it another.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    problem : Problem
+    windows : Windows
+    episodes : sequence of Episode
+        Of all policies.
+    overrides : sequence of str
+        Of the command line, as written.
+    """
     fleet = problem.cluster.label
     changed = [text for text in overrides if re.match(rf"\+*({'|'.join(DEFINING)})", text)]
     load = "arrival times as the workload has them"
@@ -182,7 +227,14 @@ def facts(
 
 
 def window_length(problem: Problem, episodes: Sequence[Episode]) -> str:
-    """Say how long a window is, in requests, seconds and mean latencies of the best policy."""
+    """Say how long a window is, in requests, seconds and mean latencies of the best policy.
+
+    Parameters
+    ----------
+    problem : Problem
+    episodes : sequence of Episode
+        Of all policies.
+    """
     span_s = float(np.mean([e.trace.requests["arrival_ns"][-1] * NS for e in episodes]))
     e2e_s: dict[str, list[float]] = {}
     for e in episodes:

@@ -27,7 +27,18 @@ if TYPE_CHECKING:
 
 @command("train")
 def main(cfg: DictConfig) -> float | None:
-    """Train, and return the best held-out figure of those that the scenario ranks by, of a suite its geometric mean."""
+    """Train, and return the best held-out figure of those that the scenario ranks by, of a suite its geometric mean.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/train.yaml``.
+
+    Raises
+    ------
+    UserError
+        A faulty option, trace or agent, a checkpoint that cannot be resumed, or a charge that serving exceeds.
+    """
     # Imported here so that `--help` and `--cfg` answer without loading torch.
     import torch
 
@@ -97,6 +108,7 @@ def against_yardstick(cases: Sequence[Case[TrainOptions]], each: Sequence[HeldOu
     ----------
     cases : sequence of Case
     each : sequence of HeldOut
+        Of each case.
 
     Raises
     ------
@@ -125,10 +137,16 @@ def card(
     Parameters
     ----------
     cfg : DictConfig
+        As the command got it.
     agent : AgentSpec
     problems : sequence of Problem
         The training part of each scenario.
     cases : sequence of Case
+
+    Returns
+    -------
+    mapping
+        With all that `fleetgym.agents.checkpoint.write_card` asks for.
     """
     from fleetgym.envs.features import SCHEMA_VERSION, schema_digest
     from fleetgym.envs.fingerprint import fingerprint

@@ -156,9 +156,9 @@ def geometric_mean_ratio(
 ) -> Interval:
     """Interval of the geometric mean over scenarios of ``mean(values) / mean(reference)``.
 
-    To first order, a window adds to a ratio's logarithm what it deviates by from the means, each relative to its mean. Scenarios
-    whose windows have the same numbers may share traffic (the same draws, the same part of a recording), so what
-    they add is summed window by window first: together they are one stratum. Strata are taken to be independent.
+    To first order, a window adds to a ratio's logarithm what it deviates by from the means, each relative to its mean.
+    Scenarios whose windows have the same numbers may share traffic (the same draws, the same part of a recording), so
+    what they add is summed window by window first: together they are one stratum. Strata are taken to be independent.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def _quantile(values: Array) -> float:
 
 
 def _student(spread: Array, freedom: NDArray[np.int64]) -> float:
-    """Student's quantile for a sum of estimates with variances ``spread``, shape (C,), Satterthwaite's degrees of freedom."""
+    """Student's quantile for a sum of estimates with variances ``spread``, shape (C,), by Satterthwaite's freedom."""
     worth = float((spread**2 / freedom).sum())
     pooled = float(spread.sum()) ** 2 / worth if worth > 0.0 else float(freedom.min())
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2.0, pooled))

@@ -79,7 +79,13 @@ def cluster_spec(cfg: DictConfig) -> ClusterSpec:
 
 
 def note_estimates(*clusters: ClusterSpec) -> None:
-    """Print what about the hardware was composed and not measured; every command that simulates fleets does."""
+    """Print what about the hardware was composed and not measured; every command that simulates fleets does.
+
+    Parameters
+    ----------
+    *clusters : ClusterSpec
+        What they have in common is printed once.
+    """
     for line in dict.fromkeys(line for cluster in clusters for line in cluster.estimates):
         print(f"note: {line}")
 

@@ -53,14 +53,26 @@ def within(name: str, value: int | None, low: int, high: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base: one field for each top-level key that ``command`` reads; ``only`` names the (dotted) subkeys, if not all."""
+    """Base: one field for each top-level key that ``command`` reads; ``only`` names the dotted subkeys, if not all."""
 
     command: ClassVar[str] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated(Options):
-    """What every simulation reads; ``env`` holds the id of a registered environment and its own settings."""
+    """What every simulation reads.
+
+    Attributes
+    ----------
+    env : mapping
+        ``id`` of a registered environment, and its own settings.
+    cluster, workload, slo : mapping
+        Fleet, traffic and objectives.
+    engine : {"kernel", "reference"}
+        Compiled or SimPy: the same figures.
+    seed : int
+        Of the draws, 0 to `LARGEST_SEED`.
+    """
 
     env: Group
     cluster: Group
@@ -75,7 +87,17 @@ class Simulated(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class OnePolicy(Simulated):
-    """One policy: a heuristic, a checkpoint or a bundle."""
+    """One policy: a heuristic, a checkpoint or a bundle.
+
+    Attributes
+    ----------
+    policy : mapping
+        ``name`` and parameters of a heuristic, or the name "checkpoint", "bundle" or "fallback".
+    checkpoint : str or None
+        Path of the zip, under the first of these names only.
+    bundle : str or None
+        Path of the folder, under the second only.
+    """
 
     policy: Group
     checkpoint: str | None
@@ -84,7 +106,15 @@ class OnePolicy(Simulated):
 
 @dataclass(frozen=True, kw_only=True)
 class Named(Simulated):
-    """An experiment with a name, on one scenario or on those of a suite."""
+    """An experiment with a name, on one scenario or on those of a suite.
+
+    Attributes
+    ----------
+    name : str
+        1 to 60 characters of a file name (`NAME`): training leaves a pointer to its best model under it.
+    suite : Suite or None
+        None: ``scenario`` alone.
+    """
 
     name: str
     suite: Suite | None
@@ -114,7 +144,32 @@ class SimulateOptions(OnePolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Named):
-    """Of ``fleetgym train``; `fleetgym.agents.training.TrainSpec` checks how long and how often."""
+    """Of ``fleetgym train``; `fleetgym.agents.training.TrainSpec` checks how long and how often.
+
+    Attributes
+    ----------
+    scenario : Scenario
+        Its parts to learn on and to choose the best model by.
+    agent : mapping
+        Of a `fleetgym.agents.factory.AgentSpec`.
+    reward : mapping
+        Of a `fleetgym.envs.rewards.RewardSpec`.
+    logger : mapping
+        As `fleetgym.experiments.harness.loggers.make_logger` takes it.
+    total_timesteps : int
+        Decisions to learn from, over all environments together.
+    torch_threads : int
+        1 to 1024; the weights depend on it.
+    eval_every_timesteps : int
+        Between held-out evaluations.
+    eval_episodes : int
+        Of each evaluation, 1 to `MOST_EPISODES`.
+    checkpoint_every_timesteps : int or None
+        None: only the best and the last model are kept.
+    resume : str or None
+        Path of a checkpoint to go on from.
+    progress_bar : bool
+    """
 
     command = "train"
     scenario: Scenario = field(metadata={"only": (*SCENARIO, "parts.train", "parts.validate")})
@@ -141,14 +196,26 @@ class TrainOptions(Named):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgingOptions(Named):
-    """What those read that judge on the test part."""
+    """What those read that judge on the test part.
+
+    Attributes
+    ----------
+    scenario : Scenario
+        Its test part.
+    """
 
     scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(JudgingOptions, OnePolicy):
-    """Of ``fleetgym evaluate``."""
+    """Of ``fleetgym evaluate``.
+
+    Attributes
+    ----------
+    episodes : int or None
+        Windows, 1 to `MOST_EPISODES`; None: as many as the scenario says.
+    """
 
     command = "evaluate"
     episodes: int | None
@@ -160,7 +227,19 @@ class EvaluateOptions(JudgingOptions, OnePolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardOptions(JudgingOptions):
-    """Of ``fleetgym leaderboard``."""
+    """Of ``fleetgym leaderboard``.
+
+    Attributes
+    ----------
+    seeds : tuple of int or None
+        Numbers of the windows; None: all that the scenario says.
+    policies : tuple of str or mapping, or None
+        Heuristics by name, or with parameters; None: all of the environment.
+    checkpoint : tuple of str or None
+        Paths of zips; ("latest",): the latest of this experiment's name.
+    bundle : tuple of str or None
+        Paths of folders.
+    """
 
     command = "leaderboard"
     seeds: tuple[int, ...] | None

@@ -39,7 +39,9 @@ class Case(Generic[T]):
     name : str
         Of its file in ``conf/scenario``; empty where no suite names it.
     cfg : DictConfig
+        Composed as if the scenario had been chosen alone.
     options : Options
+        Read from ``cfg``.
     overrides : tuple of str
         That give ``cfg``.
     """
@@ -56,7 +58,7 @@ class Case(Generic[T]):
         Raises
         ------
         UserError
-            The one of the block.
+            The one that the block raised, with the name in front.
         """
         try:
             yield
@@ -69,7 +71,12 @@ class Case(Generic[T]):
         Parameters
         ----------
         within : RunFolder
-            Of the suite.
+            The suite's.
+
+        Raises
+        ------
+        UserError
+            The folder cannot be made or written.
         """
         return RunFolder(within.path / self.name, self.cfg, self.overrides)
 
@@ -82,7 +89,9 @@ def read_cases(
     Parameters
     ----------
     cls : type
+        Of the command's options.
     cfg : DictConfig
+        As the command got it.
     overrides : sequence of str, optional
         What the command line set; by default that of the running Hydra job.
     config_name : str, optional
@@ -147,8 +156,14 @@ def scenario_names(loader: ConfigLoader, group: str = "scenario") -> list[str]:
     Parameters
     ----------
     loader : ConfigLoader
+        Hydra's own.
     group : str
         The group to look in, or one within it.
+
+    Returns
+    -------
+    list of str
+        As after ``scenario=``.
     """
     names = loader.get_group_options(group, ObjectType.CONFIG)
     deeper = loader.get_group_options(group, ObjectType.GROUP)
@@ -180,13 +195,18 @@ def problems_of(cases: Sequence[Case[T]], part: PartName | None, *alike: str) ->
 
 
 def run_config(cfg: DictConfig, cases: Sequence[Case[T]]) -> Any:
-    """Return all that decides a run: of a suite what its scenarios share, and under ``scenarios`` what each has of its own.
+    """Return all that decides a run: of a suite what its scenarios share, and under ``scenarios`` what each has alone.
 
     Parameters
     ----------
     cfg : DictConfig
         As the command got it.
     cases : sequence of Case
+
+    Returns
+    -------
+    DictConfig or dict
+        ``cfg`` itself without a suite.
     """
     if not cases[0].name:
         return cfg

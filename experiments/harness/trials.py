@@ -21,15 +21,15 @@ T = TypeVar("T", bound=JudgingOptions)
 
 @dataclass(frozen=True)
 class Trial(Generic[T]):
-    """One scenario to judge policies on.
+    """One scenario to judge policies on: its test part and the windows of it.
 
     Attributes
     ----------
     case : Case
     problem : Problem
-        Its test part.
+        Of the test part.
     windows : Windows
-        Which episodes of it are played.
+        The episodes to judge on.
     """
 
     case: Case[T]
@@ -47,6 +47,11 @@ def plan_trials(cases: Sequence[Case[T]], chosen: Sequence[int] | int | None, na
         Windows by number, or how many; by default what each scenario says.
     name : str
         What set ``chosen``, for messages.
+
+    Returns
+    -------
+    list of Trial
+        One for each case.
 
     Raises
     ------
@@ -91,6 +96,12 @@ def with_yardstick(policies: Sequence[Policy], problem: Problem) -> list[Policy]
     ----------
     policies : sequence of Policy
     problem : Problem
+        Names its yardstick.
+
+    Returns
+    -------
+    list of Policy
+        The yardstick first, where it was not among them.
     """
     if any(policy.name == problem.yardstick for policy in policies):
         return list(policies)

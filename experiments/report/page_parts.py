@@ -22,6 +22,7 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
     Parameters
     ----------
     template : str
+        Its file, with ``{{name}}`` where a field goes.
     fields : mapping of str to str
         HTML by name.
     """
@@ -34,12 +35,12 @@ def _read(name: str) -> str:
 
 
 def facts(known: Mapping[str, Any]) -> str:
-    """Return facts as a list of terms.
+    """Return facts as a list of terms, in HTML.
 
     Parameters
     ----------
-    known : mapping of str to object
-        Texts, numbers, lists or mappings of them; None is left out.
+    known : mapping
+        Numbers, texts, lists and mappings by name; None is left out.
     """
 
     def text(value: Any) -> str:
@@ -54,17 +55,17 @@ def facts(known: Mapping[str, Any]) -> str:
 
 
 def heading(title: str, tip: str = "", css: str = "", unit: str = "") -> str:
-    """Return the heading of a column that the page can be sorted by.
+    """Return the heading of a column that the page can be sorted by, in HTML.
 
     Parameters
     ----------
     title : str
     tip : str
-        Shown when the pointer rests on it.
+        Shown where the pointer rests; empty for none.
     css : str
-        Classes of the cell.
+        Class of the cell.
     unit : str
-        In small letters below.
+        Small, below the title; empty for none.
     """
     hint = f' data-tip="{escape(tip)}"' if tip else ""
     small = f"<small>{escape(unit)}</small>" if unit else ""
@@ -72,12 +73,14 @@ def heading(title: str, tip: str = "", css: str = "", unit: str = "") -> str:
 
 
 def strip_heading(main: Column, axis: Axis) -> str:
-    """Return the heading of the column of strips, with their scale.
+    """Return the heading of the column of strips, with their scale, in HTML.
 
     Parameters
     ----------
     main : Column
+        How the figure that ranks is shown.
     axis : Axis
+        As `fleetgym.experiments.report.svg.strip_axis` fits it.
     """
     title = f"{main.header}, log scale" if axis.log else main.header
     return f'<th scope="col" class="text strip">{escape(title)}{svg.strip_header(axis)}</th>'
@@ -90,9 +93,14 @@ def first_cells(row: Strip, main: Column, strip: str) -> list[str]:
     ----------
     row : Strip
     main : Column
-        How the figure is shown.
+        How the figure that ranks is shown.
     strip : str
-        The drawing.
+        As `fleetgym.experiments.report.svg.strip` draws it.
+
+    Returns
+    -------
+    list of str
+        HTML of each cell.
     """
     interval = ""
     if math.isfinite(row.main.low):
@@ -108,32 +116,34 @@ def first_cells(row: Strip, main: Column, strip: str) -> list[str]:
 
 
 def line(row: Strip, cells: Sequence[str]) -> str:
-    """Return a row of a table of policies.
+    """Return a row of a table of policies, in HTML.
 
     Parameters
     ----------
     row : Strip
     cells : sequence of str
-        ``<td>`` elements.
+        HTML of each cell.
     """
     return f'<tr class="{row.kind}" data-policy="{escape(row.policy)}">{"".join(cells)}</tr>'
 
 
 def value_key(value: float) -> str:
-    """Return the sort key of a cell; absent where there is no figure.
+    """Return the sort key of a cell as an HTML attribute; empty where there is no figure.
 
     Parameters
     ----------
     value : float
+        NaN or infinite where there is none.
     """
     return f' data-v="{value:.10g}"' if math.isfinite(value) else ""
 
 
 def listing(value: Any) -> str:
-    """Return a config as indented JSON.
+    """Return a config as indented JSON, escaped for HTML.
 
     Parameters
     ----------
-    value : object
+    value : Any
+        As `jsonable` takes it; an empty one becomes "none given".
     """
     return escape(json.dumps(jsonable(value), indent=2, ensure_ascii=False)) if value else "none given"

@@ -114,12 +114,18 @@ def suite_plot(path: Path, name: str, main: Column, strips: Sequence[Strip]) -> 
     Parameters
     ----------
     path : Path
+        The PNG file.
     name : str
         Of the suite.
     main : Column
         How the ratio is shown.
     strips : sequence of Strip
-        From top to bottom; what has no figure is left out.
+        One for each policy; those without a figure are not drawn.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
     """
     shown = [strip for strip in strips if math.isfinite(strip.main.estimate)]
     figure = new_figure(7.0, max(3.2, 1.4 + 0.34 * len(shown)))
@@ -173,12 +179,13 @@ def dots(axes: Axes, main: Column, strips: Sequence[Strip], label: str) -> None:
     Parameters
     ----------
     axes : Axes
+        Drawn on.
     main : Column
-        How the figure is shown.
+        Gives the scale from the figure's unit to the shown one.
     strips : sequence of Strip
-        From top to bottom, each with a finite figure.
+        Uppermost first, each with a finite figure.
     label : str
-        Of the axis across.
+        Below the axis.
     """
     scale = main.scale
     for row, strip in enumerate(strips):

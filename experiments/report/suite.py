@@ -38,6 +38,16 @@ def write_suite(
         The resolved config, shown on the page.
     versions : mapping, optional
         By default those that are installed.
+
+    Returns
+    -------
+    SuiteTable
+        What was written.
+
+    Raises
+    ------
+    UserError
+        A file cannot be written.
     """
     table = build_suite(name, boards, yardstick)
     about = {"versions": versions or installed_versions(), "config": config or {}}

@@ -23,14 +23,20 @@ from fleetgym.experiments.report.suite_table import SuiteEntry, SuiteTable, show
 
 
 def write_suite_page(path: Path, table: SuiteTable, about: Mapping[str, Any]) -> None:
-    """Write the page, whole or not at all.
+    """Write the suite's page, whole or not at all.
 
     Parameters
     ----------
     path : Path
+        The HTML file; the boards that it links to stand in folders beside it.
     table : SuiteTable
     about : mapping
-        ``config`` and ``versions``.
+        ``config`` (the resolved config) and ``versions``, shown at the end.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
     """
     strips = [entry.strip for entry in table.entries]
     axis = svg.strip_axis(strips, table.main)

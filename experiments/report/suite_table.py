@@ -67,10 +67,13 @@ class SuiteTable:
     name : str
         Of the suite.
     yardstick : str
+        The policy whose figures all others are divided by.
     entries : tuple of SuiteEntry
+        By place; oracles last.
     boards : mapping of str to LeaderboardTable
         By scenario.
     notes : tuple of str
+        What a reader of the places has to know.
     """
 
     name: str
@@ -110,6 +113,10 @@ def build_suite(name: str, boards: Mapping[str, LeaderboardTable], yardstick: st
         By scenario, of the same policies.
     yardstick : str
         The policy whose figures all others are divided by.
+
+    Returns
+    -------
+    SuiteTable
     """
     kinds = {entry.policy: entry.kind for entry in next(iter(boards.values())).entries}
     by_policy = {policy: {scenario: _entry(board, policy) for scenario, board in boards.items()} for policy in kinds}
@@ -162,7 +169,7 @@ def _entry(board: LeaderboardTable, policy: str) -> Entry:
 def _over(
     figures: Figures, policy: str, other: str, lower: Sequence[bool]
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """Return the figures of two policies in each scenario, the ones above whose mean is divided by the other's first."""
+    """Return the figures of two policies in each scenario, first those whose mean is divided by the other's."""
     pairs = zip(figures[policy], figures[other], lower, strict=True)
     above, below = zip(*((a, b) if is_lower else (b, a) for a, b, is_lower in pairs), strict=True)
     return list(above), list(below)
@@ -206,7 +213,12 @@ def write_suite_json(path: Path, table: SuiteTable, about: Mapping[str, Any]) ->
     path : Path
     table : SuiteTable
     about : mapping
-        ``config`` and ``versions``.
+        More top-level keys: ``config`` and ``versions``.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
     """
     simulated = table.simulated()
     policies = simulated.pop("policies")
@@ -221,6 +233,11 @@ def write_suite_csv(path: Path, table: SuiteTable) -> None:
     ----------
     path : Path
     table : SuiteTable
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -239,12 +256,13 @@ def _unknown(cell: Any) -> bool:
 
 
 def print_suite(table: SuiteTable, console: Console) -> None:
-    """Print the summary: the ratio over the suite, and as many scenarios' ratios and places as fit.
+    """Print the summary: the ratio over the suite, and in each scenario the ratio and the place.
 
     Parameters
     ----------
     table : SuiteTable
     console : Console
+        Its width, in characters, decides how many scenarios fit.
     """
     count = len(table.boards)
     title = f"{table.name}: {count} scenario{'s' if count > 1 else ''}, {table.main.title}, below 1 is better"

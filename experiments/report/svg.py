@@ -20,6 +20,7 @@ def strip_axis(strips: Sequence[Strip], main: Column) -> Axis:
     ----------
     strips : sequence of Strip
     main : Column
+        Gives the scale from the figure's unit to the shown one.
 
     Returns
     -------

@@ -99,11 +99,14 @@ class Strip(NamedTuple):
 
     Attributes
     ----------
-    policy, kind : str
+    policy : str
+    kind : {"heuristic", "learned", "bundle", "oracle"}
     place : int or None
+        None for an oracle, which does not compete.
     main : Interval
+        The figure that ranks.
     parts : mapping of str to float
-        The figure of single windows or scenarios, by what they are called.
+        The figure of single windows or scenarios, by what they are called; NaN where there is none.
     """
 
     policy: str
@@ -361,11 +364,12 @@ def _notes(scores: Scores, entries: Sequence[Entry], slowest: tuple[float, str],
 
 
 def failures(entry: Entry) -> float:
-    """Return the failed requests per window, 0 where rows do not count them.
+    """Return how many requests failed per window, 0 where rows do not count them.
 
     Parameters
     ----------
     entry : Entry
+        Rejected and unfinished ones count.
     """
     return entry.metrics.get("requests.rejected", 0.0) + entry.metrics.get("requests.unfinished", 0.0)
 
