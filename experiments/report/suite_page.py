@@ -81,5 +81,5 @@ def _scenario(table: SuiteTable, name: str) -> str:
     return (
         f'<tr><td class="text"><a href="{escape(name)}/leaderboard.html">{escape(name)}</a></td>'
         f'<td class="text">{escape(board.main.header)}</td><td class="text">{escape(windows)}</td>'
-        f'<td>{board.main.show(yardstick.main.estimate)}</td><td class="text">{escape(about)}</td></tr>'
+        f'<td>{board.main.show(yardstick.main.estimate)}</td><td class="text wrap">{escape(about)}</td></tr>'
     )
