@@ -184,7 +184,7 @@ def check_digests(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> No
     files : mapping of str to bytes
         As `read_folder` returns them.
     manifest : mapping
-        As `read_manifest` returns it.
+        As `fleetgym.agents.bundle_manifest.read_manifest` returns it.
 
     Raises
     ------

@@ -401,7 +401,7 @@ def _attributes(node: Node) -> dict[str, Any]:
 
 
 def onnx_bytes(kind: str, activation: str, tensors: Mapping[str, Array]) -> bytes:
-    """Return ``policy.onnx``: the graph of `bundle_format.graph` with these weights.
+    """Return ``policy.onnx``: the graph of `fleetgym.agents.bundle_format.graph` with these weights.
 
     Parameters
     ----------

@@ -21,6 +21,7 @@ from fleetgym.agents.bundle import open_session
 from fleetgym.agents.checkpoint import problem_of_card, read_card
 from fleetgym.agents.export import policy_graph
 from fleetgym.agents.factory import ALGORITHMS
+from fleetgym.agents.vec_env import pad_choices
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import schema_digest
 from fleetgym.envs.problem import Problem
@@ -42,11 +43,16 @@ class LearnedPolicy:
         Columns that the model was trained on.
     name : str
         What tables call it.
+    fewest : int, optional
+        Least choices that existed in training; a model that is made for C choices then takes from so many up to C, the
+        others being absent as they were in training. By default exactly C.
     """
 
     kind = "learned"
 
-    def __init__(self, model: BaseAlgorithm, features: tuple[str, ...], name: str = "learned") -> None:
+    def __init__(
+        self, model: BaseAlgorithm, features: tuple[str, ...], name: str = "learned", *, fewest: int | None = None
+    ) -> None:
         self.model = model
         self.features = features
         self.name = name
@@ -59,6 +65,7 @@ class LearnedPolicy:
         if getattr(self._policy, "any_num_choices", False):
             self.num_choices = None
             self._graph = open_session(policy_graph(self._policy, features))
+        self._fewest = self.num_choices if fewest is None else fewest
 
     def reset(self, seeds: Sequence[int], num_choices: int) -> None:
         """Check that the model fits ``num_choices``; it keeps no state.
@@ -73,11 +80,13 @@ class LearnedPolicy:
         Raises
         ------
         UserError
-            The model was trained for exactly another number of choices.
+            The model was trained for other numbers of choices.
         """
-        if self.num_choices not in (None, num_choices):
+        most, fewest = self.num_choices, self._fewest
+        if most is not None and fewest is not None and not fewest <= num_choices <= most:
+            trained = f"exactly {most}" if fewest == most else f"{fewest} to {most}"
             raise UserError(
-                f"checkpoint: {self.name} was trained for exactly {self.num_choices} choices, here are {num_choices}; "
+                f"checkpoint: {self.name} was trained for {trained} choices, here are {num_choices}; "
                 "agent=ppo_scorer handles any number"
             )
 
@@ -98,6 +107,8 @@ class LearnedPolicy:
         """
         if self._graph is not None:
             return self._graph.run(["action"], {"obs": np.ascontiguousarray(observation), "mask": mask})[0]
+        if self.num_choices is not None:
+            observation, mask = (pad_choices(rows, self.num_choices, axis=1) for rows in (observation, mask))
         return np.where(mask, self.scores(observation, mask), -np.inf).argmax(axis=1)
 
     def scores(self, observation: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -160,4 +171,6 @@ def load_checkpoint(path: str | Path, name: str | None = None, *, problem: Probl
     if not set(features) <= set(offered) or card["schema_digest"] != schema_digest(features):
         raise UserError(f"checkpoint={str(path)!r}: trained with another version of the observation schema")
     model = ALGORITHMS[card["algorithm"]].load(file, device="cpu")
-    return LearnedPolicy(model, features, name or str(card.get("name", file.stem)))
+    trained = card["trained_ranges"].get("num_choices")
+    fewest = trained[0] if isinstance(trained, list) and trained and isinstance(trained[0], int) else None
+    return LearnedPolicy(model, features, name or str(card.get("name", file.stem)), fewest=fewest)

@@ -15,22 +15,15 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from fleetgym.agents.checkpoint import write_card
 from fleetgym.agents.factory import AgentSpec, learner_env, make_model
+from fleetgym.agents.held_out import HeldOut, HeldOutSuite
 from fleetgym.agents.learned import LearnedPolicy, load_checkpoint
 from fleetgym.agents.vec_env import FleetVecEnv
 from fleetgym.envs.atomic import replacing
-from fleetgym.envs.cluster.metrics import find_ranking, flatten
-from fleetgym.envs.episodes import Episode, play
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.features import public
 from fleetgym.envs.problem import Problem
 from fleetgym.envs.signals import find_signal
 from fleetgym.envs.vector import FleetVectorEnv
-
-HELD_OUT_FIGURES = (
-    "e2e_charged_s.mean", "e2e_charged_s.p99", "ttft_charged_s.mean", "ttft_charged_s.p99", "tpot_s.mean",
-    "slo_attainment", "requests.rejected",
-)  # fmt: skip
-HELD_OUT_SEED = 1_000_003  # far from any seed that a training environment gets
 
 
 @dataclass(frozen=True)
@@ -43,75 +36,65 @@ class TrainSpec:
         Decisions to learn from, over all environments together.
     eval_every_timesteps : int
         Held-out evaluation that chooses the best model.
-    eval_episodes : int
     checkpoint_every_timesteps : int or None
         Also keep ``checkpoints/<steps>_steps.zip``.
-    rank_by : str
-        Failure-aware figure of the held-out episodes that chooses the best model
-        (`fleetgym.envs.cluster.metrics.RANKING`), the one that the scenario ranks by. The return would leave out
-        what is still unfinished at the last dispatch.
     """
 
     total_timesteps: int
     eval_every_timesteps: int = 100_000
-    eval_episodes: int = 10
     checkpoint_every_timesteps: int | None = None
-    rank_by: str = "e2e_charged_s.mean"
 
     def __post_init__(self) -> None:
-        find_ranking(self.rank_by)
-        for name in ("total_timesteps", "eval_every_timesteps", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.checkpoint_every_timesteps is not None and self.checkpoint_every_timesteps < 1:
-            raise UserError(f"checkpoint_every_timesteps={self.checkpoint_every_timesteps}: must be at least 1")
-
-    @property
-    def sign(self) -> float:
-        """1 where a larger ``rank_by`` is better, -1 where a smaller one is."""
-        return 1.0 if find_ranking(self.rank_by).better == "higher" else -1.0
-
-    def worth(self, score: Mapping[str, float]) -> float:
-        """How good a held-out score is; larger is better."""
-        return self.sign * score[self.rank_by]
-
-
-def held_out_score(
-    policy: LearnedPolicy, config: Problem, episodes: int, rank_by: str = "e2e_charged_s.mean"
-) -> dict[str, float]:
-    """Mean figures of greedy episodes on ``config``, always the same ones.
-
-    Episodes of a recording may overlap: their mean chooses a model and claims nothing of new traffic.
-
-    Returns
-    -------
-    dict
-        ``mean_reward`` (per episode), ``rank_by`` and `HELD_OUT_FIGURES`; NaN where no episode has a figure.
-    """
-    batch = config.make_batch(episodes, keep_traces=True)
-    for index in range(episodes):
-        batch.rngs[index] = np.random.default_rng(HELD_OUT_SEED + index)
-        batch.start(index)
-    returns = play(batch, [policy], range(episodes)).returns
-    rows = [flatten(Episode.of(batch, index, policy, index).summary()) for index in range(episodes)]
-    names = dict.fromkeys((rank_by, *HELD_OUT_FIGURES))
-    means = {name: float(np.mean([math.nan if row[name] is None else row[name] for row in rows])) for name in names}
-    return {**means, "mean_reward": float(returns.mean())}
+        for name in ("total_timesteps", "eval_every_timesteps", "checkpoint_every_timesteps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
 
 
 def save(model: BaseAlgorithm, path: Path, card: Mapping[str, Any]) -> None:
-    """Write a checkpoint and its card, each whole or not at all."""
+    """Write a checkpoint and its card, each whole or not at all.
+
+    Parameters
+    ----------
+    model : BaseAlgorithm
+    path : Path
+        The zip; the card has its name with ``.json``.
+    card : mapping
+        What `fleetgym.agents.checkpoint.write_card` asks for; the number of timesteps is added.
+
+    Raises
+    ------
+    UserError
+        A file cannot be written.
+    """
     with replacing(path) as temporary:
         model.save(temporary)
     write_card(path, {**card, "num_timesteps": model.num_timesteps})
 
 
 class HeldOutCallback(BaseCallback):
-    """Evaluate on held-out episodes at start, every so many steps and at the end; keep the best model."""
+    """Evaluate on held-out episodes at start, every so many steps and at the end; keep the best model.
 
-    def __init__(self, config: Problem, spec: TrainSpec, folder: Path, card: Mapping[str, Any]) -> None:
+    Parameters
+    ----------
+    held_out : HeldOut or HeldOutSuite
+        Gives the score and says how good it is.
+    every_timesteps : int
+        Of all environments together.
+    folder : Path
+        Where ``best_model.zip`` lies; one that is there already is replaced by a better one only.
+    card : mapping
+        What to write beside it.
+    fewest : int
+        Least choices that exist in training (`fleetgym.agents.learned.LearnedPolicy`).
+    """
+
+    def __init__(
+        self, held_out: HeldOut | HeldOutSuite, every_timesteps: int, folder: Path, card: Mapping[str, Any], fewest: int
+    ) -> None:
         super().__init__()
-        self.config, self.spec, self.folder, self.card = config, spec, folder, card
+        self.held_out, self.every, self.folder, self.card = held_out, every_timesteps, folder, card
+        self.fewest = fewest
         self.best = -np.inf
         self.history: list[dict[str, float]] = []
         self.before: dict[str, float] | None = None
@@ -119,7 +102,7 @@ class HeldOutCallback(BaseCallback):
         self._evaluated = -1
 
     def _on_training_start(self) -> None:
-        self._due = self.num_timesteps + self.spec.eval_every_timesteps
+        self._due = self.num_timesteps + self.every
         if self.num_timesteps > 0:
             self._recall_best()
         self._evaluate()
@@ -129,18 +112,18 @@ class HeldOutCallback(BaseCallback):
         path = self.folder / "best_model.zip"
         if not path.exists():
             return
-        earlier = load_checkpoint(path, problem=self.config)
-        if earlier.features != self.config.features:
+        earlier = load_checkpoint(path, problem=self.held_out.problem)
+        if earlier.features != self.held_out.problem.features:
             raise UserError(f"{path}: the best model so far was trained on other features; use another run folder")
         self.before = self._score(earlier, earlier.model.num_timesteps)
-        self.best = self.spec.worth(self.before)
+        self.best = self.held_out.worth(self.before)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self._due:
-            self._due += self.spec.eval_every_timesteps
+            self._due += self.every
             self._evaluate()
 
     def _on_training_end(self) -> None:
@@ -150,10 +133,11 @@ class HeldOutCallback(BaseCallback):
         if self._evaluated == self.num_timesteps:
             return
         self._evaluated = self.num_timesteps
-        score = self._score(LearnedPolicy(self.model, self.config.features), self.num_timesteps)
+        policy = LearnedPolicy(self.model, self.held_out.problem.features, fewest=self.fewest)
+        score = self._score(policy, self.num_timesteps)
         self.history.append(score)
-        if self.spec.worth(score) > self.best:
-            self.best = self.spec.worth(score)
+        if self.held_out.worth(score) > self.best:
+            self.best = self.held_out.worth(score)
             save(self.model, self.folder / "best_model.zip", self.card)
         self.model.policy.set_training_mode(False)
         for name, figure in self.history[-1].items():
@@ -161,12 +145,21 @@ class HeldOutCallback(BaseCallback):
                 self.logger.record(f"held_out/{name}", figure)
 
     def _score(self, policy: LearnedPolicy, timesteps: int) -> dict[str, float]:
-        score = held_out_score(policy, self.config, self.spec.eval_episodes, self.spec.rank_by)
-        return {"timesteps": float(timesteps), **score}
+        return {"timesteps": float(timesteps), **self.held_out.score(policy)}
 
 
 class CheckpointCallback(BaseCallback):
-    """Keep ``checkpoints/<steps>_steps.zip`` every so many steps."""
+    """Keep ``checkpoints/<steps>_steps.zip`` every so many steps.
+
+    Parameters
+    ----------
+    every_timesteps : int
+        Of all environments together.
+    folder : Path
+        Where ``checkpoints/`` is made.
+    card : mapping
+        What to write beside each.
+    """
 
     def __init__(self, every_timesteps: int, folder: Path, card: Mapping[str, Any]) -> None:
         super().__init__()
@@ -190,11 +183,20 @@ class CheckpointCallback(BaseCallback):
 
 
 class ProgressCallback(BaseCallback):
-    """A progress bar with the latest held-out figure."""
+    """A progress bar with the latest held-out figure.
 
-    def __init__(self, total: int, held_out: HeldOutCallback) -> None:
+    Parameters
+    ----------
+    total : int
+        Timesteps, over all environments together.
+    evaluation : HeldOutCallback
+        Gives the figure.
+    """
+
+    def __init__(self, total: int, evaluation: HeldOutCallback) -> None:
         super().__init__()
-        self.total, self.held_out = total, held_out
+        self.total, self.evaluation = total, evaluation
+        self.rank_by = evaluation.held_out.rank_by
 
     def _on_training_start(self) -> None:
         columns = (
@@ -203,7 +205,7 @@ class ProgressCallback(BaseCallback):
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn(f"held-out {self.held_out.spec.rank_by} {{task.fields[latest]}}"),
+            TextColumn(f"held-out {self.rank_by} {{task.fields[latest]}}"),
         )
         self.bar = Progress(*columns)
         self.task = self.bar.add_task("train", total=self.total, completed=self.num_timesteps, latest="-")
@@ -213,7 +215,8 @@ class ProgressCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        latest = self.held_out.history[-1][self.held_out.spec.rank_by] if self.held_out.history else math.nan
+        history = self.evaluation.history
+        latest = history[-1][self.rank_by] if history else math.nan
         self.bar.update(self.task, completed=self.num_timesteps, latest=f"{latest:.4g}")
 
     def _on_training_end(self) -> None:
@@ -228,7 +231,8 @@ class Trained(NamedTuple):
     ----------
     model : BaseAlgorithm
     history : list of dict
-        One row per held-out evaluation of this run: ``timesteps`` and `held_out_score`; the first before it learned.
+        One row per held-out evaluation of this run: ``timesteps`` and what held-out episodes give; the
+        first before it learned.
     before : dict or None
         The same of the best model that the folder had already.
     """
@@ -238,45 +242,77 @@ class Trained(NamedTuple):
     before: dict[str, float] | None
 
 
-def check_fit(agent: AgentSpec, problem: Problem) -> None:
-    """Refuse an agent that cannot learn this problem.
+def check_fit(agent: AgentSpec, *problems: Problem) -> None:
+    """Refuse an agent that cannot learn these problems together.
 
     Parameters
     ----------
     agent : AgentSpec
-    problem : Problem
+    *problems : Problem
+        To learn on.
 
     Raises
     ------
     UserError
-        It cannot tell which choices exist.
+        It cannot tell which choices exist where that differs, or has fewer environments than there are problems.
     """
-    if problem.available is None or agent.algorithm == "maskable_ppo":
+    if agent.num_envs < len(problems):
+        raise UserError(
+            f"agent.num_envs={agent.num_envs}: must be at least {len(problems)}, one for each scenario of the suite"
+        )
+    differs = [(f"available={list(p.available)}", "available=null") for p in problems if p.available is not None]
+    rows = sorted({problem.num_choices for problem in problems})
+    if len(rows) > 1:
+        choices = f"suite.scenarios: {rows[0]} to {rows[-1]} choices"
+        differs.append((choices, "scenarios of one number of choices"))
+    if not differs or agent.algorithm == "maskable_ppo":
         return
-    where = f"available={list(problem.available)}: {agent.algorithm} with network={agent.network!r} cannot tell"
+    what, mend = differs[0]
+    where, features = f"{what}: {agent.algorithm} with network={agent.network!r} cannot tell", problems[0].features
     if agent.network == "mlp":
         raise UserError(
-            f"{where} which instances exist; train with available=null, or with network='scorer' or "
-            "algorithm='maskable_ppo'"
+            f"{where} which instances exist; train with {mend}, or with network='scorer' or algorithm='maskable_ppo'"
         )
-    never_0 = _never_0(public(problem.offers))
-    if not never_0 & set(problem.features):
+    never_0 = _never_0(public(problems[0].offers))
+    if not never_0 & set(features):
         raise UserError(
-            f"{where} an idle row from one that does not exist by features={list(problem.features)}; add one that is never 0 "
-            f"({', '.join(sorted(never_0)) or 'none is offered'}), or train with available=null or algorithm='maskable_ppo'"
+            f"{where} an idle row from one that does not exist by features={list(features)}; add one that is never 0 "
+            f"({', '.join(sorted(never_0)) or 'none is offered'}), or train with {mend} or algorithm='maskable_ppo'"
         )
 
 
 def _never_0(names: Sequence[str]) -> set[str]:
-    """Columns by which a choice that exists differs from a row of zeros: what it is made of, and tokens of a request."""
+    """Columns by which a choice that exists differs from a row of zeros: what it is made of, tokens of a request."""
     signals = [find_signal(name) for name in names]
     return {s.name for s in signals if s.tag == "static" or (s.scope == "request" and s.unit == "tokens")}
 
 
+def _fewest(problems: Sequence[Problem]) -> int:
+    """Return the least choices that exist in an episode of any problem."""
+    return min(problem.num_choices_range[0] for problem in problems)
+
+
+def shares(num_envs: int, parts: int) -> list[int]:
+    """Share environments out, as evenly as can be, the first parts one more.
+
+    Parameters
+    ----------
+    num_envs : int
+        At least ``parts``.
+    parts : int
+
+    Returns
+    -------
+    list of int, length parts
+        They add up to ``num_envs``.
+    """
+    return [num_envs // parts + (part < num_envs % parts) for part in range(parts)]
+
+
 def train(
     agent: AgentSpec,
-    problem: Problem,
-    held_out: Problem,
+    problem: Problem | Sequence[Problem],
+    held_out: HeldOut | HeldOutSuite,
     spec: TrainSpec,
     folder: Path,
     card: Mapping[str, Any],
@@ -288,36 +324,51 @@ def train(
 ) -> Trained:
     """Train and leave ``best_model.zip`` and ``last_model.zip`` with their cards in ``folder``.
 
+    The weights depend on the number of torch threads: set it before (``torch.set_num_threads(1)``).
+
     Parameters
     ----------
     agent : AgentSpec
-    problem, held_out : Problem
-        What to learn on, and what to choose the best model by.
+    problem : Problem or sequence of Problem
+        What to learn on; several share the environments of the agent.
+    held_out : HeldOut or HeldOutSuite
+        What to choose the best model by.
     spec : TrainSpec
     folder : Path
+        Made if absent; a best model that is there already stays unless this run, resumed, finds a better one.
     card : mapping
         What to write beside each checkpoint.
     seed : int
+        Everything random follows from it, but for the held-out episodes, which are always the same.
     resume : path, optional
         Checkpoint to go on from; ``total_timesteps`` counts from the very beginning.
     progress_bar : bool
     prepare : callable, optional
         Called with the model before it learns (e.g. to attach loggers).
 
-    The weights depend on the number of torch threads: set it before (``torch.set_num_threads(1)``).
-
     Returns
     -------
     Trained
+
+    Raises
+    ------
+    UserError
+        As `check_fit` and `check_resume`; settings that SB3 or torch refuse; a file that cannot be written.
     """
-    check_fit(agent, problem)
-    env = FleetVecEnv(FleetVectorEnv(agent.num_envs, problem=problem, stagger=True, episode_metrics=False))
+    problems = [problem] if isinstance(problem, Problem) else list(problem)
+    check_fit(agent, *problems)
+    env = FleetVecEnv(
+        *(
+            FleetVectorEnv(num_envs, problem=one, stagger=True, episode_metrics=False)
+            for num_envs, one in zip(shares(agent.num_envs, len(problems)), problems, strict=True)
+        )
+    )
     env.seed(seed)
-    model = make_model(agent, env, seed) if resume is None else _resumed(resume, agent, problem, spec, env, seed)
+    model = make_model(agent, env, seed) if resume is None else _resumed(resume, agent, problems, spec, env, seed)
     done = model.num_timesteps
     if prepare is not None:
         prepare(model)
-    evaluation = HeldOutCallback(held_out, spec, folder, card)
+    evaluation = HeldOutCallback(held_out, spec.eval_every_timesteps, folder, card, _fewest(problems))
     callbacks: list[BaseCallback] = [evaluation]
     if spec.checkpoint_every_timesteps is not None:
         callbacks.append(CheckpointCallback(spec.checkpoint_every_timesteps, folder, card))
@@ -328,18 +379,32 @@ def train(
     return Trained(model, evaluation.history, evaluation.before)
 
 
-def check_resume(path: str | Path, agent: AgentSpec, problem: Problem, spec: TrainSpec) -> BaseAlgorithm:
+def check_resume(path: str | Path, agent: AgentSpec, problems: Sequence[Problem], spec: TrainSpec) -> BaseAlgorithm:
     """Load the checkpoint to go on from.
+
+    Parameters
+    ----------
+    path : path
+        The zip.
+    agent : AgentSpec
+    problems : sequence of Problem
+        What to learn on.
+    spec : TrainSpec
+
+    Returns
+    -------
+    BaseAlgorithm
+        Without an environment.
 
     Raises
     ------
     UserError
-        It does not fit the agent or the problem, or has learned as long as was asked for.
+        It does not fit the agent or the problems, or has learned as long as was asked for.
     """
-    policy = load_checkpoint(path, problem=problem)
-    model = policy.model
-    space = problem.observation_space
-    if policy.features != problem.features or model.observation_space != space:
+    widest = max(problems, key=lambda problem: problem.num_choices)
+    policy = load_checkpoint(path, problem=widest)
+    model, space = policy.model, widest.observation_space
+    if policy.features != widest.features or model.observation_space != space:
         raise UserError(f"resume={str(path)!r}: trained on another observation than this configuration has")
     if model.n_envs != agent.num_envs:
         raise UserError(f"resume={str(path)!r}: trained with num_envs={model.n_envs}, agent.num_envs={agent.num_envs}")
@@ -351,9 +416,9 @@ def check_resume(path: str | Path, agent: AgentSpec, problem: Problem, spec: Tra
 
 
 def _resumed(
-    path: str | Path, agent: AgentSpec, problem: Problem, spec: TrainSpec, env: FleetVecEnv, seed: int
+    path: str | Path, agent: AgentSpec, problems: Sequence[Problem], spec: TrainSpec, env: FleetVecEnv, seed: int
 ) -> BaseAlgorithm:
-    model = check_resume(path, agent, problem, spec)
+    model = check_resume(path, agent, problems, spec)
     model.set_env(learner_env(agent, env))
     # A resumed run must not replay the episodes that the first part has seen.
     env.seed(seed + model.num_timesteps)

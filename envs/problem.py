@@ -81,7 +81,8 @@ class Problem:
     fallback : str
         The heuristic that a live decider falls back to; it comes with every exported policy. Default: the yardstick.
     prior : mapping of str to float
-        A sensible score to begin learning with, as a weighted sum of transformed columns (`fleetgym.envs.features.scaled`).
+        A sensible score to begin learning with, as a weighted sum of transformed columns
+        (`fleetgym.envs.features.scaled`).
     """
 
     env_id: ClassVar[str] = ""
@@ -332,7 +333,7 @@ class Batch:
         return self.engine.done
 
     def places(self, features: Sequence[str]) -> Any:
-        """Return where columns are in ``obs``: a slice if they are neighbours (or none), which copies nothing, else a list.
+        """Return where columns are in ``obs``: neighbours (or none) as a slice, which copies nothing, else a list.
 
         Parameters
         ----------

@@ -19,71 +19,135 @@ from fleetgym.envs.episodes import Episode
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.policy import Policy
 from fleetgym.envs.problem import Problem
-from fleetgym.experiments.comparison.rollout import check_failure_s, run_policies
-from fleetgym.experiments.comparison.scenario import Scenario, Windows, plan_windows
+from fleetgym.experiments.comparison.rollout import run_policies
+from fleetgym.experiments.comparison.scenario import Scenario, Windows
 from fleetgym.experiments.harness.command import command
-from fleetgym.experiments.harness.config import note_estimates, plain
-from fleetgym.experiments.harness.from_config import exported, learned, make_policy, problem_of
+from fleetgym.experiments.harness.config import plain
+from fleetgym.experiments.harness.from_config import exported, learned, make_policy
 from fleetgym.experiments.harness.latest import latest_checkpoint
-from fleetgym.experiments.harness.options import LeaderboardOptions, read_options
+from fleetgym.experiments.harness.options import LeaderboardOptions
 from fleetgym.experiments.harness.run_folder import RunFolder, git_state, versions
-from fleetgym.experiments.report import print_table, write_leaderboard
+from fleetgym.experiments.harness.suites import read_cases, run_config
+from fleetgym.experiments.harness.trials import Trial, check_trials, plan_trials, with_yardstick
+from fleetgym.experiments.report import LeaderboardTable, print_suite, print_table, write_leaderboard, write_suite
 
 DEFINING = ("env[=.]", "cluster[=.]", "workload[=.]", "slo[=.]", r"scenario\.")  # overrides that change a scenario
 
 
 @command("leaderboard")
 def main(cfg: DictConfig) -> float | None:
-    """Rank; return the best policy's figure of those that the scenario ranks by."""
-    options = read_options(LeaderboardOptions, cfg)
+    """Rank; return the best policy's figure of those that the scenario ranks by, of a suite its geometric mean.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        Of ``conf/leaderboard.yaml``.
+
+    Raises
+    ------
+    UserError
+        A faulty option, trace or policy, more windows than there are, or a charge that serving exceeds.
+    """
+    options, cases = read_cases(LeaderboardOptions, cfg)
+    trials = plan_trials(cases, options.seeds, "seeds")
+    problem = trials[0].problem
+    with cases[0].named():
+        policies = collect(options, problem)
+    if options.suite is not None:
+        policies = with_yardstick(policies, problem)
+    check_trials(trials, policies)
+    config = run_config(cfg, cases)
+    with RunFolder.from_hydra(config) as run:
+        if options.suite is None:
+            table = play_board(run, trials[0], policies)
+            print_table(table, Console())
+            _print_files(
+                run, "leaderboard.html", "leaderboard.png", "slo_attainment.png", "leaderboard.csv", "leaderboard.json"
+            )
+            return table.entries[0].main.estimate
+        boards = {}
+        for trial in trials:
+            with trial.case.run_folder(run) as own:
+                boards[trial.case.name] = play_board(own, trial, policies)
+                print(own.path / "leaderboard.html")
+        suite = write_suite(run.path, options.suite.name, boards, problem.yardstick, config=config, versions=versions())
+        run.write_metrics(suite.simulated())
+        print_suite(suite, Console())
+        _print_files(run, "suite.html", "suite.png", "suite.csv", "suite.json")
+    return suite.entries[0].main.estimate
+
+
+def play_board(run: RunFolder, trial: Trial[LeaderboardOptions], policies: Sequence[Policy]) -> LeaderboardTable:
+    """Play all policies on one scenario and leave its board in a run folder.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Open.
+    trial : Trial
+    policies : sequence of Policy
+        Each under a name of its own.
+
+    Returns
+    -------
+    LeaderboardTable
+    """
+    options, problem = trial.case.options, trial.problem
     scenario = options.scenario
-    problem, windows = plan_windows(problem_of(cfg, "test"), scenario, options.seeds)
-    note_estimates(problem.cluster)
-    policies = collect(options, problem)
-    check_failure_s(problem, windows)
-    with RunFolder.from_hydra(cfg) as run:
-        episodes = run_policies(problem, policies, windows, seed=options.seed)
-        rows = [
-            {
-                "policy": e.policy,
-                "kind": e.kind,
-                "window": e.window,
-                "decision_us": e.decision_us,
-                "slo_attainment_curve": e.attainment_curve(),
-                **flatten(e.summary()),
-            }
-            for e in episodes
+    episodes = run_policies(problem, policies, trial.windows, seed=options.seed)
+    rows = [
+        {
+            "policy": e.policy,
+            "kind": e.kind,
+            "window": e.window,
+            "decision_us": e.decision_us,
+            "slo_attainment_curve": e.attainment_curve(),
+            **flatten(e.summary()),
+        }
+        for e in episodes
+    ]
+    table = write_leaderboard(
+        run.path,
+        rows,
+        scenario=facts(scenario, problem, trial.windows, episodes, run.overrides),
+        rank_by=scenario.rank_by,
+        failure_s=scenario.failure_s,
+        config=plain(trial.case.cfg),
+        versions=versions(),
+    )
+    run.write_metrics(table.simulated())
+    with run.atomic("requests.parquet") as path:
+        tables = [
+            pl.DataFrame(e.requests()).with_columns(policy=pl.lit(e.policy), window=pl.lit(e.window)) for e in episodes
         ]
-        table = write_leaderboard(
-            run.path,
-            rows,
-            scenario=facts(scenario, problem, windows, episodes, run.overrides),
-            rank_by=scenario.rank_by,
-            failure_s=scenario.failure_s,
-            config=plain(cfg),
-            versions=versions(),
-        )
-        run.write_metrics(table.simulated())
-        with run.atomic("requests.parquet") as path:
-            tables = [
-                pl.DataFrame(e.requests()).with_columns(policy=pl.lit(e.policy), window=pl.lit(e.window))
-                for e in episodes
-            ]
-            pl.concat(tables).write_parquet(path)
-        print_table(table, Console())
-        for name in (
-            "leaderboard.html",
-            "leaderboard.png",
-            "slo_attainment.png",
-            "leaderboard.csv",
-            "leaderboard.json",
-        ):
-            print(run.path / name)
-    return table.entries[0].main.estimate
+        pl.concat(tables).write_parquet(path)
+    return table
+
+
+def _print_files(run: RunFolder, *names: str) -> None:
+    for name in names:
+        print(run.path / name)
 
 
 def collect(options: LeaderboardOptions, problem: Problem) -> list[Policy]:
-    """Build the heuristics, the trained and the exported policies that ``options`` name."""
+    """Build the heuristics, the trained and the exported policies that ``options`` name.
+
+    Parameters
+    ----------
+    options : LeaderboardOptions
+    problem : Problem
+        What they are to decide.
+
+    Returns
+    -------
+    list of Policy
+        Each under a name of its own: those of equal names are numbered.
+
+    Raises
+    ------
+    UserError
+        A policy that is unknown or refused, or a heuristic that is named twice.
+    """
     names = contenders(problem.env_id) if options.policies is None else options.policies
     policies = [make_policy(name, problem) for name in names]
     for path in _checkpoints(options):
@@ -126,7 +190,18 @@ def facts(
     episodes: Sequence[Episode],
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what the page says about the scenario; ``overrides`` of the command line may have made it another."""
+    """Return what the page says about the scenario; ``overrides`` of the command line may have made it another.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    problem : Problem
+    windows : Windows
+    episodes : sequence of Episode
+        Of all policies.
+    overrides : sequence of str
+        Of the command line, as written.
+    """
     fleet = problem.cluster.label
     changed = [text for text in overrides if re.match(rf"\+*({'|'.join(DEFINING)})", text)]
     load = "arrival times as the workload has them"
@@ -152,7 +227,14 @@ def facts(
 
 
 def window_length(problem: Problem, episodes: Sequence[Episode]) -> str:
-    """Say how long a window is, in requests, seconds and mean latencies of the best policy."""
+    """Say how long a window is, in requests, seconds and mean latencies of the best policy.
+
+    Parameters
+    ----------
+    problem : Problem
+    episodes : sequence of Episode
+        Of all policies.
+    """
     span_s = float(np.mean([e.trace.requests["arrival_ns"][-1] * NS for e in episodes]))
     e2e_s: dict[str, list[float]] = {}
     for e in episodes:

@@ -46,7 +46,18 @@ class BlockPool:
         return self.usable_blocks - len(self._free)
 
     def lookup(self, contents: Iterable[ContentId]) -> list[int]:
-        """Blocks that hold the longest prefix of ``contents`` found in the cache; changes nothing."""
+        """Blocks that hold the longest prefix found in the cache, of equal ones the first registered; changes nothing.
+
+        Parameters
+        ----------
+        contents : iterable of int or (int, int)
+            Contents of a sequence's full blocks, in order.
+
+        Returns
+        -------
+        list of int
+            Block numbers, as many as are hit.
+        """
         hits = []
         for content in contents:
             if content not in self._copies:
@@ -55,17 +66,40 @@ class BlockPool:
         return hits
 
     def count_free(self, blocks: Iterable[int]) -> int:
-        """How many of ``blocks`` are free: taking these costs as much as drawing a new one."""
+        """How many of some blocks are free: taking these costs as much as drawing a new one.
+
+        Parameters
+        ----------
+        blocks : iterable of int
+            Block numbers.
+        """
         return sum(block in self._free for block in blocks)
 
     def share(self, blocks: Iterable[int]) -> None:
-        """Add a reference to each of ``blocks``; free ones leave the free list."""
+        """Add a reference to each block; free ones leave the free list.
+
+        Parameters
+        ----------
+        blocks : iterable of int
+            Block numbers, as `lookup` gives them.
+        """
         for block in blocks:
             self._references[block] += 1
             self._free.pop(block, None)
 
     def draw(self, count: int) -> list[int]:
-        """Take ``count`` blocks from the head of the free list; what they held is forgotten."""
+        """Take blocks from the head of the free list, with one reference each; what they held is forgotten.
+
+        Parameters
+        ----------
+        count : int
+            At most ``free_blocks``.
+
+        Returns
+        -------
+        list of int
+            Block numbers.
+        """
         blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
             self._references[block] = 1
@@ -73,7 +107,15 @@ class BlockPool:
         return blocks
 
     def register(self, block: int, content: ContentId) -> None:
-        """Make a full block hittable."""
+        """Make a full block hittable.
+
+        Parameters
+        ----------
+        block : int
+            Number of a block that some request references.
+        content : int or (int, int)
+            What it holds; other blocks may hold the same.
+        """
         self._content[block] = content
         self._copies.setdefault(content, {})[block] = None
 
@@ -82,6 +124,11 @@ class BlockPool:
 
         Cached blocks queue at the tail, so the least recently released sequence is evicted first, and of each
         its end before its beginning. Blocks without registered content are reused at once.
+
+        Parameters
+        ----------
+        blocks : sequence of int
+            Block numbers, in sequence order.
         """
         for block in reversed(blocks):
             self._references[block] -= 1

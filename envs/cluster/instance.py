@@ -28,7 +28,16 @@ BALANCER_PERIOD_NS = 100_000_000
 
 
 class Hardware(NamedTuple):
-    """What is computed once per `InstanceSpec`, units as in the signals of the same name."""
+    """What is computed once per `InstanceSpec`, all ranks together.
+
+    Attributes
+    ----------
+    tables : LatencyTables
+        Of one rank.
+    kv_capacity_tokens : int
+    prefill_tokens_per_s, decode_tokens_per_s : float
+        As the signals of the same name.
+    """
 
     tables: LatencyTables
     kv_capacity_tokens: int
@@ -38,14 +47,30 @@ class Hardware(NamedTuple):
 
 @functools.cache
 def hardware(spec: InstanceSpec) -> Hardware:
-    """Tables and speeds of an instance; a group's ranks count together."""
+    """Tables and speeds of an instance; a group's ranks count together.
+
+    Parameters
+    ----------
+    spec : InstanceSpec
+        Its ``count`` is of no matter.
+    """
     capacity = spec.dp * spec.kv_capacity_tokens
     return Hardware(spec.tables(), capacity, spec.prefill_tokens_per_s, spec.decode_tokens_per_s)
 
 
 @dataclass(eq=False)
 class Iteration:
-    """One iteration in flight: the plan of each rank, and when it ends. An empty one takes no time."""
+    """One iteration in flight. An empty one takes no time.
+
+    Attributes
+    ----------
+    plans : list of StepPlan
+        Of each rank.
+    duration_ns, end_ns : int
+        How long it executes, and when it ends.
+    tokens : int
+        Of all ranks.
+    """
 
     plans: list[StepPlan]
     duration_ns: int = 0
@@ -119,7 +144,13 @@ class Instance:
         }
 
     def receive(self, request: Request) -> None:
-        """Take a dispatched request, or reject it if it can never run to its end."""
+        """Take a dispatched request, or reject it if it can never run to its end.
+
+        Parameters
+        ----------
+        request : Request
+            Prompt and output together are to fit ``max_model_len`` and the KV cache of one rank.
+        """
         self.last_dispatch_ns = self.now
         self._stalled_iterations = 0
         self.stats["dispatched"] += 1
@@ -255,7 +286,13 @@ class Instance:
             )
 
     def check_drained(self) -> None:
-        """Raise `LivelockError` if requests are left although nothing will happen any more."""
+        """Check, once nothing will happen any more, that no request is left.
+
+        Raises
+        ------
+        LivelockError
+            One is left: it can never be admitted.
+        """
         for rank in self.ranks:
             if rank.has_work:
                 request = (rank.waiting + rank.running)[0]
@@ -309,7 +346,18 @@ class DataParallelGroup(Instance):
 def make_instance(
     env: simpy.Environment, index: int, spec: InstanceSpec, outcomes: Outcomes, first_arrival_ns: int
 ) -> Instance:
-    """Build the endpoint that a spec describes."""
+    """Build the endpoint that a spec describes.
+
+    Parameters
+    ----------
+    env, index, spec, outcomes, first_arrival_ns
+        As for `Instance`.
+
+    Returns
+    -------
+    Instance
+        A `DataParallelGroup` where there are several ranks.
+    """
     kind = DataParallelGroup if spec.dp > 1 else Instance
     return kind(env, index, spec, outcomes, first_arrival_ns)
 

@@ -89,7 +89,7 @@ class Outcomes:
         Parameters
         ----------
         request : Request
-            Its ``generated`` counts the token already.
+            Its ``returned_tokens`` count the token already.
         now : int
             When it is returned, in nanoseconds.
         """
@@ -162,7 +162,7 @@ class InFlight:
         Parameters
         ----------
         request : Request
-            Its ``generated`` counts the token already.
+            Its ``returned_tokens`` count the token already.
         """
         self.streamed_tokens += 1
         if request.returned_tokens == 1:

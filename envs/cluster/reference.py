@@ -68,6 +68,16 @@ class Cluster:
         """Hand the pending request to an instance and advance to the next arrival.
 
         After the last one the clock stays, but an idle instance still starts its iteration.
+
+        Parameters
+        ----------
+        action : int
+            The instance, an available one.
+
+        Raises
+        ------
+        LivelockError
+            An instance stopped making progress.
         """
         self.instances[action].receive(self._request(self.pending))
         self.actions.append(action)
@@ -77,7 +87,13 @@ class Cluster:
         self._advance()
 
     def drain(self) -> None:
-        """Let the instances work until nothing is left."""
+        """Let the instances work until nothing is left.
+
+        Raises
+        ------
+        LivelockError
+            A request can never be admitted.
+        """
         self.env.run()
         for instance in self.instances:
             instance.check_drained()
@@ -93,7 +109,7 @@ class Cluster:
         return values
 
     def mask(self) -> NDArray[np.bool_]:
-        """Available instances that can hold the pending prompt and one token, or all if none can."""
+        """Available instances that can hold the pending prompt and one token, or all if none can, shape (N,)."""
         prompt = self.trace.requests["prompt_tokens"][min(self.pending, len(self.trace) - 1)]
         large = np.array([prompt + 1 <= instance.max_model_len for instance in self.instances])
         fitting: NDArray[np.bool_] = self.available & large

@@ -27,9 +27,11 @@ class Request:
     index : int
         Position in the trace; the last tie-break of the priority queue.
     prompt_tokens, output_tokens : int
+        Its lengths; the answer ends after so many.
     priority : int
         Smaller is more important.
     arrival_ns : int
+        At the router.
     chain : sequence of int
         Content ids of its leading full blocks; later blocks are private.
     returned_tokens : int
@@ -42,6 +44,8 @@ class Request:
         Tokens known at the latest admission: up to here it is prefill, afterwards decode.
     lost_tokens : int
         Computed tokens lost by the latest preemption, until it is resumed.
+    running : bool
+        Whether it is in the running list.
     blocks : list of int
         Physical blocks, in sequence order.
     registered_blocks : int
@@ -202,8 +206,8 @@ class Scheduler:
         Returns
         -------
         list of Request
-            Those that got a token, in scheduling order. One with ``returned_tokens == output_tokens`` is finished and has
-            given its blocks back.
+            Those that got a token, in scheduling order. One with ``returned_tokens == output_tokens`` is finished and
+            has given its blocks back.
         """
         for request in plan.samples:
             request.returned_tokens += 1

@@ -4,7 +4,8 @@ The unit of replication is the *window*: an episode that shares no request with 
 several times in one window is averaged first. Every policy meets the same arrivals in the same window, so all
 comparisons are paired. Windows are few (a recorded hour holds seven), and resampling so few is known to give intervals
 that are too narrow; these are Student's, which are exact for normal window means at any number of windows, and
-Fieller's for a ratio. Scenarios are strata with windows of their own (Satterthwaite's degrees of freedom).
+Fieller's for a ratio. Scenarios are strata with windows of their own (Satterthwaite's degrees of freedom). Figures of
+scenarios of a suite have no common scale; their geometric mean has, and its interval is Student's of its logarithm.
 """
 
 from __future__ import annotations
@@ -150,6 +151,44 @@ def relative_change(values: Array, reference: Array) -> Interval:
     return Interval(ratio - 1.0, (middle - half) / square - 1.0, (middle + half) / square - 1.0)
 
 
+def geometric_mean_ratio(
+    values: Sequence[Array], reference: Sequence[Array], windows: Sequence[tuple[int, ...]]
+) -> Interval:
+    """Interval of the geometric mean over scenarios of ``mean(values) / mean(reference)``.
+
+    To first order, a window adds to a ratio's logarithm what it deviates by from the means, each relative to its mean.
+    Scenarios whose windows have the same numbers may share traffic (the same draws, the same part of a recording), so
+    what they add is summed window by window first: together they are one stratum. Strata are taken to be independent.
+
+    Parameters
+    ----------
+    values, reference : sequence of ndarray of float64
+        For each scenario c the figures of its windows, shape (W_c,), both in the same windows.
+    windows : sequence of tuple of int
+        The numbers of each scenario's windows, length W_c.
+
+    Returns
+    -------
+    Interval
+        NaN without a figure in every window, or with a mean of 0; without bounds where a scenario has fewer than
+        `MIN_WINDOWS` windows.
+    """
+    means = [(float(a.mean()), float(b.mean())) for a, b in zip(values, reference, strict=True)]
+    if not all(0.0 < mean < np.inf for pair in means for mean in pair):
+        return Interval(np.nan, np.nan, np.nan)
+    log = float(np.mean([np.log(a / b) for a, b in means]))
+    strata: dict[tuple[int, ...], Array] = {}
+    for numbers, x, y, (a, b) in zip(windows, values, reference, means, strict=True):
+        strata[numbers] = strata.get(numbers, 0.0) + x / a - y / b
+    if min(map(len, strata)) < MIN_WINDOWS:
+        return Interval(float(np.exp(log)), np.nan, np.nan)
+    spread = np.array([added.var(ddof=1) / len(added) for added in strata.values()])
+    freedom = np.array([len(added) - 1 for added in strata.values()])
+    half = _student(spread, freedom) * float(np.sqrt(spread.sum())) / len(means)
+    low, middle, high = np.exp([log - half, log, log + half]).tolist()
+    return Interval(middle, low, high)
+
+
 def _variance(x: Array, y: Array) -> float:
     """Covariance of the means of ``x`` and ``y``, shape (W, C), from their windows."""
     windows, scenarios = x.shape
@@ -167,9 +206,14 @@ def _quantile(values: Array) -> float:
     spread = values.var(axis=0, ddof=1)
     if not np.isfinite(spread).all():
         return np.nan
-    worth = float((spread**2).sum())
-    freedom = (windows - 1) * (float(spread.sum()) ** 2 / worth if worth > 0.0 else 1.0)
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2.0, freedom))
+    return _student(spread, np.full(len(spread), windows - 1))
+
+
+def _student(spread: Array, freedom: NDArray[np.int64]) -> float:
+    """Student's quantile for a sum of estimates with variances ``spread``, shape (C,), by Satterthwaite's freedom."""
+    worth = float((spread**2 / freedom).sum())
+    pooled = float(spread.sum()) ** 2 / worth if worth > 0.0 else float(freedom.min())
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2.0, pooled))
 
 
 def places(scores: Scores, *, lower_is_better: bool) -> list[int]:

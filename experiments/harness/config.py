@@ -78,9 +78,15 @@ def cluster_spec(cfg: DictConfig) -> ClusterSpec:
     return spec(ClusterSpec, cfg.cluster, "cluster")
 
 
-def note_estimates(cluster: ClusterSpec) -> None:
-    """Print what about the hardware was composed and not measured; every command that simulates a fleet does."""
-    for line in cluster.estimates:
+def note_estimates(*clusters: ClusterSpec) -> None:
+    """Print what about the hardware was composed and not measured; every command that simulates fleets does.
+
+    Parameters
+    ----------
+    *clusters : ClusterSpec
+        What they have in common is printed once.
+    """
+    for line in dict.fromkeys(line for cluster in clusters for line in cluster.estimates):
         print(f"note: {line}")
 
 

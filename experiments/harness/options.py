@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.experiments.comparison.scenario import Scenario
+from fleetgym.experiments.comparison.suite import Suite
 from fleetgym.experiments.harness.config import plain, task_overrides
 
 Group = Mapping[str, Any]  # of settings that a spec of its own checks
@@ -52,14 +53,26 @@ def within(name: str, value: int | None, low: int, high: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base: one field for each top-level key that ``command`` reads; ``only`` names the (dotted) subkeys, if not all."""
+    """Base: one field for each top-level key that ``command`` reads; ``only`` names the dotted subkeys, if not all."""
 
     command: ClassVar[str] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated(Options):
-    """What every simulation reads; ``env`` holds the id of a registered environment and its own settings."""
+    """What every simulation reads.
+
+    Attributes
+    ----------
+    env : mapping
+        ``id`` of a registered environment, and its own settings.
+    cluster, workload, slo : mapping
+        Fleet, traffic and objectives.
+    engine : {"kernel", "reference"}
+        Compiled or SimPy: the same figures.
+    seed : int
+        Of the draws, 0 to `LARGEST_SEED`.
+    """
 
     env: Group
     cluster: Group
@@ -74,7 +87,17 @@ class Simulated(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class OnePolicy(Simulated):
-    """One policy: a heuristic, a checkpoint or a bundle."""
+    """One policy: a heuristic, a checkpoint or a bundle.
+
+    Attributes
+    ----------
+    policy : mapping
+        ``name`` and parameters of a heuristic, or the name "checkpoint", "bundle" or "fallback".
+    checkpoint : str or None
+        Path of the zip, under the first of these names only.
+    bundle : str or None
+        Path of the folder, under the second only.
+    """
 
     policy: Group
     checkpoint: str | None
@@ -83,9 +106,18 @@ class OnePolicy(Simulated):
 
 @dataclass(frozen=True, kw_only=True)
 class Named(Simulated):
-    """An experiment with a name."""
+    """An experiment with a name, on one scenario or on those of a suite.
+
+    Attributes
+    ----------
+    name : str
+        1 to 60 characters of a file name (`NAME`): training leaves a pointer to its best model under it.
+    suite : Suite or None
+        None: ``scenario`` alone.
+    """
 
     name: str
+    suite: Suite | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,7 +144,32 @@ class SimulateOptions(OnePolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Named):
-    """Of ``fleetgym train``; `fleetgym.agents.training.TrainSpec` checks how long and how often."""
+    """Of ``fleetgym train``; `fleetgym.agents.training.TrainSpec` checks how long and how often.
+
+    Attributes
+    ----------
+    scenario : Scenario
+        Its parts to learn on and to choose the best model by.
+    agent : mapping
+        Of a `fleetgym.agents.factory.AgentSpec`.
+    reward : mapping
+        Of a `fleetgym.envs.rewards.RewardSpec`.
+    logger : mapping
+        As `fleetgym.experiments.harness.loggers.make_logger` takes it.
+    total_timesteps : int
+        Decisions to learn from, over all environments together.
+    torch_threads : int
+        1 to 1024; the weights depend on it.
+    eval_every_timesteps : int
+        Between held-out evaluations.
+    eval_episodes : int
+        Of each evaluation, 1 to `MOST_EPISODES`.
+    checkpoint_every_timesteps : int or None
+        None: only the best and the last model are kept.
+    resume : str or None
+        Path of a checkpoint to go on from.
+    progress_bar : bool
+    """
 
     command = "train"
     scenario: Scenario = field(metadata={"only": (*SCENARIO, "parts.train", "parts.validate")})
@@ -138,11 +195,29 @@ class TrainOptions(Named):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(Named, OnePolicy):
-    """Of ``fleetgym evaluate``."""
+class JudgingOptions(Named):
+    """What those read that judge on the test part.
+
+    Attributes
+    ----------
+    scenario : Scenario
+        Its test part.
+    """
+
+    scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(JudgingOptions, OnePolicy):
+    """Of ``fleetgym evaluate``.
+
+    Attributes
+    ----------
+    episodes : int or None
+        Windows, 1 to `MOST_EPISODES`; None: as many as the scenario says.
+    """
 
     command = "evaluate"
-    scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
     episodes: int | None
 
     def __post_init__(self) -> None:
@@ -151,11 +226,22 @@ class EvaluateOptions(Named, OnePolicy):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeaderboardOptions(Named):
-    """Of ``fleetgym leaderboard``."""
+class LeaderboardOptions(JudgingOptions):
+    """Of ``fleetgym leaderboard``.
+
+    Attributes
+    ----------
+    seeds : tuple of int or None
+        Numbers of the windows; None: all that the scenario says.
+    policies : tuple of str or mapping, or None
+        Heuristics by name, or with parameters; None: all of the environment.
+    checkpoint : tuple of str or None
+        Paths of zips; ("latest",): the latest of this experiment's name.
+    bundle : tuple of str or None
+        Paths of folders.
+    """
 
     command = "leaderboard"
-    scenario: Scenario = field(metadata={"only": (*SCENARIO, *JUDGED)})
     seeds: tuple[int, ...] | None
     policies: tuple[str | Group, ...] | None
     checkpoint: tuple[str, ...] | None

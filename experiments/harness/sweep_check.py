@@ -17,8 +17,8 @@ from fleetgym.experiments.comparison.scenario import PartName
 from fleetgym.experiments.harness.config import task_overrides
 from fleetgym.experiments.harness.config_errors import config_line
 from fleetgym.experiments.harness.failures import CommandFailed
-from fleetgym.experiments.harness.from_config import problem_of
-from fleetgym.experiments.harness.options import OPTIONS, read_options
+from fleetgym.experiments.harness.options import OPTIONS
+from fleetgym.experiments.harness.suites import problems_of, read_cases
 
 PARTS: Mapping[str, tuple[PartName | None, ...]] = {
     "simulate": (None,),
@@ -55,9 +55,9 @@ class CheckSweep(Callback):
             loader = GlobalHydra.instance().config_loader()
             for job in _jobs(config, loader):
                 cfg = loader.load_sweep_config(config, job)
-                read_options(options, cfg, job)
+                _, cases = read_cases(options, cfg, job, config.hydra.job.config_name)
                 for part in PARTS.get(options.command, ()):
-                    problem_of(cfg, part)
+                    problems_of(cases, part)
         except Exception as error:  # noqa: BLE001 every failure must leave as an exit code
             # Hydra would print any other exception of a callback as a warning and go on.
             line = config_line(error, config_name)

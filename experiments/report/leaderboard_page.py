@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fleetgym.envs.atomic import write_text
-from fleetgym.experiments.harness.run_folder import jsonable
 from fleetgym.experiments.report import svg
-from fleetgym.experiments.report.tables import COLUMNS, Column, Entry, LeaderboardTable, number, show_change
+from fleetgym.experiments.report.axis import Axis
+from fleetgym.experiments.report.page_parts import (
+    facts,
+    fill,
+    first_cells,
+    heading,
+    line,
+    listing,
+    strip_heading,
+    value_key,
+)
+from fleetgym.experiments.report.tables import COLUMNS, Column, Entry, LeaderboardTable, show_change
 
 SCATTER_X = "ttft_charged_s.p90"
 
@@ -40,7 +47,7 @@ def write_page(path: Path, table: LeaderboardTable, about: Mapping[str, Any]) ->
 
 def _page(table: LeaderboardTable, about: Mapping[str, Any]) -> str:
     """Fill ``page.html``."""
-    axis = svg.strip_axis(table)
+    axis = svg.strip_axis([entry.strip for entry in table.entries], table.main)
     scenario = dict(table.scenario)
     better = "lower" if table.lower_is_better else "higher"
     main = table.main
@@ -48,10 +55,10 @@ def _page(table: LeaderboardTable, about: Mapping[str, Any]) -> str:
     fields = {
         "title": escape(str(scenario.pop("name", "Leaderboard"))),
         "description": escape(str(scenario.pop("description", ""))),
-        "facts": _facts({**scenario, "policies": len(table.entries)}),
+        "facts": facts({**scenario, "policies": len(table.entries)}),
         "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes),
-        "head": _head(table, svg.strip_header(axis)),
-        "body": "\n".join(_row(table, entry, svg.strip(entry, main, axis)) for entry in table.entries),
+        "head": _head(table, axis),
+        "body": "\n".join(_row(table, entry, svg.strip(entry.strip, main, axis)) for entry in table.entries),
         "trade_off": _trade_off(table),
         "attainment": _attainment(table),
         "windows": escape(str(table.scenario.get("windows", f"{len(table.windows)} windows"))),
@@ -60,72 +67,39 @@ def _page(table: LeaderboardTable, about: Mapping[str, Any]) -> str:
         "main": escape(main.header),
         "per_window": _per_window(table),
         "all_metrics": _all_metrics(table),
-        "config": _listing(about["config"]),
-        "versions": _listing(about["versions"]),
+        "config": listing(about["config"]),
+        "versions": listing(about["versions"]),
     }
-    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], template)
+    return fill("page.html", fields)
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-    def text(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return ", ".join(f"{key} {text(item)}" for key, item in value.items())
-        if isinstance(value, (list, tuple)):
-            return ", ".join(map(text, value))
-        return number(value) if isinstance(value, float) else str(value)
-
-    shown = ((key.replace("_", " "), text(value)) for key, value in facts.items() if value is not None)
-    return "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in shown)
-
-
-def _head(table: LeaderboardTable, scale: str) -> str:
-    def cell(title: str, tip: str = "", css: str = "", unit: str = "") -> str:
-        hint = f' data-tip="{escape(tip)}"' if tip else ""
-        small = f"<small>{escape(unit)}</small>" if unit else ""
-        return f'<th scope="col" class="{css}"{hint}><button>{escape(title)}</button>{small}</th>'
-
+def _head(table: LeaderboardTable, axis: Axis) -> str:
     main = table.main
-    axis_title = f"{main.header}, log scale" if svg.strip_axis(table).log else main.header
     return "".join(
         (
-            cell("#", "place: 1 + number of significantly better policies"),
-            cell("Policy", css="text"),
-            cell("Kind", css="text"),
-            cell(main.title, main.help, unit=f"{main.unit} [95 %]"),
-            f'<th scope="col" class="text strip">{escape(axis_title)}{scale}</th>',
-            cell("vs best", "relative difference and its paired 95 % interval", unit=table.reference or "–"),
-            *(cell(column.title, column.help, unit=column.unit) for column in table.columns),
+            heading("#", "place: 1 + number of significantly better policies"),
+            heading("Policy", css="text"),
+            heading("Kind", css="text"),
+            heading(main.title, main.help, unit=f"{main.unit} [95 %]"),
+            strip_heading(main, axis),
+            heading("vs best", "relative difference and its paired 95 % interval", unit=table.reference or "–"),
+            *(heading(column.title, column.help, unit=column.unit) for column in table.columns),
         )
     )
 
 
 def _row(table: LeaderboardTable, entry: Entry, strip: str) -> str:
-    main = table.main
-    interval = ""
-    if math.isfinite(entry.main.low):
-        interval = f" <small>[{main.show(entry.main.low)}, {main.show(entry.main.high)}]</small>"
     text = "reference" if entry.policy == table.reference else show_change(entry.change)
     change, _, bounds = text.partition(" [")
     bounds = f" <small>[{bounds}</small>" if bounds else ""
-    place = "–" if entry.place is None else str(entry.place)
     cells = [
-        f"<td{_value(entry.place or math.inf)}>{place}</td>",
-        f'<td class="text policy" data-v="{escape(entry.policy)}">{escape(entry.policy)}</td>',
-        f'<td class="text" data-v="{entry.kind}"><span class="tag {entry.kind}">{entry.kind}</span></td>',
-        f"<td{_value(entry.main.estimate)}>{main.show(entry.main.estimate)}{interval}</td>",
-        f'<td class="strip">{strip}</td>',
-        f"<td{_value(entry.change.estimate if entry.change else math.nan)}>{change}{bounds}</td>",
+        *first_cells(entry.strip, table.main, strip),
+        f"<td{value_key(entry.change.estimate if entry.change else math.nan)}>{change}{bounds}</td>",
     ]
     for column in table.columns:
         value = entry.metrics.get(column.key, math.nan)
-        cells.append(f"<td{_value(value)}>{column.show(value)}</td>")
-    return f'<tr class="{entry.kind}" data-policy="{escape(entry.policy)}">{"".join(cells)}</tr>'
-
-
-def _value(value: float) -> str:
-    """Sort key of a cell; absent where there is no figure."""
-    return f' data-v="{value:.10g}"' if math.isfinite(value) else ""
+        cells.append(f"<td{value_key(value)}>{column.show(value)}</td>")
+    return line(entry.strip, cells)
 
 
 def _trade_off(table: LeaderboardTable) -> str:
@@ -168,7 +142,3 @@ def _all_metrics(table: LeaderboardTable) -> str:
     keys = dict.fromkeys(key for entry in table.entries for key in entry.metrics)
     rows = [[key, *(plain.show(entry.metrics.get(key)) for entry in table.entries)] for key in keys]
     return _grid(["metric", *(entry.policy for entry in table.entries)], rows)
-
-
-def _listing(value: Any) -> str:
-    return escape(json.dumps(jsonable(value), indent=2, ensure_ascii=False)) if value else "none given"

@@ -19,7 +19,7 @@ from fleetgym.envs.atomic import replacing
 from fleetgym.envs.cluster.metrics import SLO_SCALES
 from fleetgym.envs.errors import UserError, did_you_mean
 from fleetgym.experiments.report.axis import Axis, fit_axis, spread
-from fleetgym.experiments.report.tables import COLUMNS, Column, Entry, LeaderboardTable, number
+from fleetgym.experiments.report.tables import COLUMNS, Column, Entry, LeaderboardTable, Strip, number
 
 # Okabe-Ito: told apart with any colour vision; kinds differ in their marker too.
 KIND_COLOURS = {"heuristic": "#0072B2", "learned": "#D55E00", "bundle": "#CC79A7", "oracle": "#009E73"}
@@ -98,10 +98,40 @@ def leaderboard_plot(path: Path, table: LeaderboardTable) -> None:
     panels = 2 if scatter and other is not None and table.main.key != SCATTER_X else 1
     figure = new_figure(7.0 * panels, max(3.2, 1.4 + 0.34 * len(shown)))
     grid = figure.subplots(1, panels, squeeze=False, width_ratios=[1.0, 1.15][:panels])[0]
-    _dots(plain_axes(grid[0]), table, shown)
+    better = "lower" if table.lower_is_better else "higher"
+    label = f"{table.main.header}, {better} is better; line: 95 % interval, ticks: windows"
+    dots(plain_axes(grid[0]), table.main, [entry.strip for entry in shown], label)
     if panels == 2 and other is not None:
         _trade_off(plain_axes(grid[1]), table.main, other, scatter)
     name = str(table.scenario.get("name", ""))
+    figure.suptitle(name, x=0.01, ha="left", fontweight="bold")
+    save(figure, path)
+
+
+def suite_plot(path: Path, name: str, main: Column, strips: Sequence[Strip]) -> None:
+    """Draw the ratio to the yardstick over a suite with its interval, and the ratio in each scenario.
+
+    Parameters
+    ----------
+    path : Path
+        The PNG file.
+    name : str
+        Of the suite.
+    main : Column
+        How the ratio is shown.
+    strips : sequence of Strip
+        One for each policy; those without a figure are not drawn.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
+    shown = [strip for strip in strips if math.isfinite(strip.main.estimate)]
+    figure = new_figure(7.0, max(3.2, 1.4 + 0.34 * len(shown)))
+    axes = plain_axes(figure.subplots())
+    axes.axvline(1.0, color=GREY, linewidth=0.6, linestyle=":")
+    dots(axes, main, shown, f"{main.header}, below 1 is better; line: 95 % interval, ticks: scenarios")
     figure.suptitle(name, x=0.01, ha="left", fontweight="bold")
     save(figure, path)
 
@@ -143,24 +173,36 @@ def attainment_plot(path: Path, table: LeaderboardTable) -> None:
     save(figure, path)
 
 
-def _dots(axes: Axes, table: LeaderboardTable, entries: Sequence[Entry]) -> None:
-    scale = table.main.scale
-    for row, entry in enumerate(entries):
-        colour, marker = KIND_COLOURS[entry.kind], KIND_MARKERS[entry.kind]
-        windows = [value * scale for value in entry.per_window.values() if math.isfinite(value)]
-        axes.plot(windows, [row + 0.3] * len(windows), "|", color=colour, alpha=0.6, markersize=4)
-        if math.isfinite(entry.main.low):
-            axes.plot([entry.main.low * scale, entry.main.high * scale], [row, row], color=colour, linewidth=2.5)
-        axes.plot(entry.main.estimate * scale, row, marker, color=colour, markersize=6, markeredgecolor="white")
-    names = [f"{'–' if entry.place is None else entry.place}   {entry.policy}" for entry in entries]
-    axes.set_yticks(range(len(entries)), names)
+def dots(axes: Axes, main: Column, strips: Sequence[Strip], label: str) -> None:
+    """Draw a line per policy: its figure, the interval, and the windows or scenarios that it is the mean of.
+
+    Parameters
+    ----------
+    axes : Axes
+        Drawn on.
+    main : Column
+        Gives the scale from the figure's unit to the shown one.
+    strips : sequence of Strip
+        Uppermost first, each with a finite figure.
+    label : str
+        Below the axis.
+    """
+    scale = main.scale
+    for row, strip in enumerate(strips):
+        colour, marker = KIND_COLOURS[strip.kind], KIND_MARKERS[strip.kind]
+        parts = [value * scale for value in strip.parts.values() if math.isfinite(value)]
+        axes.plot(parts, [row + 0.3] * len(parts), "|", color=colour, alpha=0.6, markersize=4)
+        if math.isfinite(strip.main.low):
+            axes.plot([strip.main.low * scale, strip.main.high * scale], [row, row], color=colour, linewidth=2.5)
+        axes.plot(strip.main.estimate * scale, row, marker, color=colour, markersize=6, markeredgecolor="white")
+    names = [f"{'–' if strip.place is None else strip.place}   {strip.policy}" for strip in strips]
+    axes.set_yticks(range(len(strips)), names)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(entries) - 0.4, -0.6)
+    axes.set_ylim(len(strips) - 0.4, -0.6)
     axes.grid(False, axis="y")
-    bounds = [v * scale for e in entries for v in (e.main.low, e.main.high, *e.per_window.values())]
+    bounds = [v * scale for strip in strips for v in (strip.main.low, strip.main.high, *strip.parts.values())]
     _scale(axes, "x", fit_axis(bounds))
-    better = "lower" if table.lower_is_better else "higher"
-    axes.set_xlabel(f"{table.main.header}, {better} is better; line: 95 % interval, ticks: windows")
+    axes.set_xlabel(label)
 
 
 def _trade_off(axes: Axes, main: Column, other: Column, entries: Sequence[Entry]) -> None:

@@ -8,25 +8,27 @@ from html import escape
 
 from fleetgym.envs.cluster.metrics import SLO_SCALES
 from fleetgym.experiments.report.axis import Axis, fit_axis, spread
-from fleetgym.experiments.report.tables import Column, Entry, LeaderboardTable, number, show_interval
+from fleetgym.experiments.report.tables import Column, Entry, Strip, number, show_interval
 
 STRIP_WIDTH, STRIP_HEIGHT = 250, 30
 
 
-def strip_axis(table: LeaderboardTable) -> Axis:
-    """Fit one axis to the main metric of all rows: estimates, bounds and windows, in the unit that is shown.
+def strip_axis(strips: Sequence[Strip], main: Column) -> Axis:
+    """Fit one axis to the main figure of all rows: estimates, bounds and parts, in the unit that is shown.
 
     Parameters
     ----------
-    table : LeaderboardTable
+    strips : sequence of Strip
+    main : Column
+        Gives the scale from the figure's unit to the shown one.
 
     Returns
     -------
     Axis
         From 8 to `STRIP_WIDTH` - 8 pixels.
     """
-    figures = [v for e in table.entries for v in (*e.main, *e.per_window.values())]
-    return fit_axis((value * table.main.scale for value in figures), 8.0, STRIP_WIDTH - 8.0)
+    figures = [value for strip in strips for value in (*strip.main, *strip.parts.values())]
+    return fit_axis((value * main.scale for value in figures), 8.0, STRIP_WIDTH - 8.0)
 
 
 def strip_header(axis: Axis) -> str:
@@ -46,15 +48,15 @@ def strip_header(axis: Axis) -> str:
     return f'<svg width="{STRIP_WIDTH}" height="16" aria-hidden="true">{labels}</svg>'
 
 
-def strip(entry: Entry, main: Column, axis: Axis) -> str:
-    """Draw one row's dot, interval and windows.
+def strip(row: Strip, main: Column, axis: Axis) -> str:
+    """Draw one row's dot, interval and windows or scenarios.
 
     Parameters
     ----------
-    entry : Entry
+    row : Strip
         What does not exist (no interval, a window without a figure) is not drawn.
     main : Column
-        How the main metric is shown.
+        How the main figure is shown.
     axis : Axis
         As `strip_axis` fits it.
 
@@ -65,19 +67,19 @@ def strip(entry: Entry, main: Column, axis: Axis) -> str:
     """
     middle, scale = 12, main.scale
     parts = [f'<line class="grid" x1="{axis.at(t):.1f}" x2="{axis.at(t):.1f}" y1="0" y2="30"/>' for t in axis.ticks()]
-    for value in entry.per_window.values():
+    for value in row.parts.values():
         if math.isfinite(value):
             x = axis.at(value * scale)
             parts.append(f'<line class="window" x1="{x:.1f}" x2="{x:.1f}" y1="21" y2="27"/>')
-    if math.isfinite(entry.main.low):
-        low, high = axis.at(entry.main.low * scale), axis.at(entry.main.high * scale)
+    if math.isfinite(row.main.low):
+        low, high = axis.at(row.main.low * scale), axis.at(row.main.high * scale)
         parts.append(f'<line class="range" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>')
-    if math.isfinite(entry.main.estimate):
-        parts.append(_mark(entry.kind, axis.at(entry.main.estimate * scale), middle))
-    windows = "\n".join(f"window {window}: {main.show(value)}" for window, value in entry.per_window.items())
-    text = escape(f"{entry.policy}: {show_interval(main, entry.main)} {main.unit}\n{windows}", quote=True)
+    if math.isfinite(row.main.estimate):
+        parts.append(_mark(row.kind, axis.at(row.main.estimate * scale), middle))
+    each = "\n".join(f"{name}: {main.show(value)}" for name, value in row.parts.items())
+    text = escape(f"{row.policy}: {show_interval(main, row.main)} {main.unit}\n{each}", quote=True)
     size = f'width="{STRIP_WIDTH}" height="{STRIP_HEIGHT}"'
-    return f'<svg class="{entry.kind}" {size} data-tip="{text}" role="img" aria-label="{text}">{"".join(parts)}</svg>'
+    return f'<svg class="{row.kind}" {size} data-tip="{text}" role="img" aria-label="{text}">{"".join(parts)}</svg>'
 
 
 def _mark(kind: str, x: float, y: float) -> str:

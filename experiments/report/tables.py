@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -94,6 +94,28 @@ COLUMNS = (
 )
 
 
+class Strip(NamedTuple):
+    """What a picture's line shows of a policy: its figure, the interval, and what it is the mean of.
+
+    Attributes
+    ----------
+    policy : str
+    kind : {"heuristic", "learned", "bundle", "oracle"}
+    place : int or None
+        None for an oracle, which does not compete.
+    main : Interval
+        The figure that ranks.
+    parts : mapping of str to float
+        The figure of single windows or scenarios, by what they are called; NaN where there is none.
+    """
+
+    policy: str
+    kind: str
+    place: int | None
+    main: Interval
+    parts: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Entry:
     """One policy of the table.
@@ -126,6 +148,12 @@ class Entry:
     per_window: dict[int, float]
     metrics: dict[str, float]
     attainment: tuple[float, ...]
+
+    @property
+    def strip(self) -> Strip:
+        """Its line in a picture."""
+        windows = {f"window {window}": value for window, value in self.per_window.items()}
+        return Strip(self.policy, self.kind, self.place, self.main, windows)
 
 
 @dataclass(frozen=True)
@@ -311,7 +339,7 @@ def _notes(scores: Scores, entries: Sequence[Entry], slowest: tuple[float, str],
             f"{count}: fewer than {MIN_WINDOWS} give no intervals, so no difference is shown to be real and all "
             "with a figure share the first place."
         )
-    failed = {entry.policy: _failures(entry) for entry in entries}
+    failed = {entry.policy: failures(entry) for entry in entries}
     if any(failed.values()):
         charge = f", {failure_s:g} s" if math.isfinite(failure_s) else ""
         yield f"Each failed request is charged failure_s{charge}."
@@ -335,7 +363,14 @@ def _notes(scores: Scores, entries: Sequence[Entry], slowest: tuple[float, str],
         yield f"Below the places: {', '.join(oracles)}, which reads what no router can know and is still no bound."
 
 
-def _failures(entry: Entry) -> float:
+def failures(entry: Entry) -> float:
+    """Return how many requests failed per window, 0 where rows do not count them.
+
+    Parameters
+    ----------
+    entry : Entry
+        Rejected and unfinished ones count.
+    """
     return entry.metrics.get("requests.rejected", 0.0) + entry.metrics.get("requests.unfinished", 0.0)
 
 

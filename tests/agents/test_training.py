@@ -11,8 +11,9 @@ from routing_envs import ROUTING_ID
 
 from fleetgym.agents.checkpoint import read_card
 from fleetgym.agents.factory import AgentSpec, make_model
+from fleetgym.agents.held_out import HELD_OUT_FIGURES, HeldOut
 from fleetgym.agents.learned import load_checkpoint
-from fleetgym.agents.training import HELD_OUT_FIGURES, TrainSpec, held_out_score, train
+from fleetgym.agents.training import TrainSpec, train
 from fleetgym.agents.vec_env import FleetVecEnv
 from fleetgym.baselines import make_heuristic
 from fleetgym.envs.errors import UserError
@@ -34,7 +35,10 @@ SPECS = {
         hyperparameters={"learning_starts": 16, "batch_size": 16, "buffer_size": 500, "train_freq": 2},
     ),
 }
-PLAN = TrainSpec(128, eval_every_timesteps=64, eval_episodes=2, checkpoint_every_timesteps=64)
+PLAN = TrainSpec(128, eval_every_timesteps=64, checkpoint_every_timesteps=64)
+
+
+worth = HeldOut(Routing.resolve(num_requests=40)).worth
 
 
 def problem(**arguments: object) -> Problem:
@@ -55,11 +59,19 @@ def card(spec: AgentSpec, config: Problem) -> dict[str, object]:
     }
 
 
-def learn(folder: Path, name: str = "ppo_scorer", plan: TrainSpec = PLAN, seed: int = 0, **options: object):
+def learn(
+    folder: Path,
+    name: str = "ppo_scorer",
+    plan: TrainSpec = PLAN,
+    seed: int = 0,
+    rank_by: str = "e2e_charged_s.mean",
+    **options: object,
+):
     spec = SPECS[name]
     knows_fleet = spec.network == "scorer" or spec.algorithm == "maskable_ppo"
     config = problem(available=[4, 8] if knows_fleet else None)
-    return train(spec, config, config, plan, folder, card(spec, config), seed=seed, progress_bar=False, **options)
+    held_out = HeldOut(config, 2, rank_by)
+    return train(spec, config, held_out, plan, folder, card(spec, config), seed=seed, progress_bar=False, **options)
 
 
 def weights(folder: Path, name: str = "last_model.zip") -> dict[str, torch.Tensor]:
@@ -74,7 +86,7 @@ def test_every_algorithm_learns_and_its_checkpoint_decides(name: str, tmp_path: 
     for checkpoint in ("best_model.zip", "last_model.zip"):
         assert read_card(tmp_path / checkpoint)["algorithm"] == SPECS[name].algorithm
         policy = load_checkpoint(tmp_path / checkpoint)
-        score = held_out_score(policy, problem(), 2)
+        score = HeldOut(problem(), 2).score(policy)
         assert np.isfinite(list(score.values())).all()
     assert len(list((tmp_path / "checkpoints").glob("*_steps.zip"))) >= 1
 
@@ -91,26 +103,26 @@ def test_best_model_is_the_one_with_the_best_held_out_figure(tmp_path: Path) -> 
     history = learn(tmp_path).history
     best = min(row["e2e_charged_s.mean"] for row in history)
     config = problem(available=[4, 8])
-    assert held_out_score(load_checkpoint(tmp_path / "best_model.zip"), config, 2)["e2e_charged_s.mean"] == best
+    assert HeldOut(config, 2).score(load_checkpoint(tmp_path / "best_model.zip"))["e2e_charged_s.mean"] == best
 
 
 def test_the_best_model_is_chosen_by_the_figure_that_ranks(tmp_path: Path) -> None:
-    plan = replace(PLAN, rank_by="slo_attainment")
-    history = learn(tmp_path, plan=plan).history
+    history = learn(tmp_path, rank_by="slo_attainment").history
     best = load_checkpoint(tmp_path / "best_model.zip")
-    score = held_out_score(best, problem(available=[4, 8]), 2, "slo_attainment")
+    held_out = HeldOut(problem(available=[4, 8]), 2, "slo_attainment")
+    score = held_out.score(best)
     assert score["slo_attainment"] == max(row["slo_attainment"] for row in history)
-    assert plan.worth({"slo_attainment": 0.9}) > plan.worth({"slo_attainment": 0.8})
-    assert PLAN.worth({"e2e_charged_s.mean": 1.0}) > PLAN.worth({"e2e_charged_s.mean": 2.0})
+    assert held_out.worth({"slo_attainment": 0.9}) > held_out.worth({"slo_attainment": 0.8})
+    assert worth({"e2e_charged_s.mean": 1.0}) > worth({"e2e_charged_s.mean": 2.0})
 
 
 def test_resume_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     first = learn(tmp_path).history
     done = read_card(tmp_path / "last_model.zip")["num_timesteps"]
-    longer = TrainSpec(done + 64, eval_every_timesteps=64, eval_episodes=2)
+    longer = TrainSpec(done + 64, eval_every_timesteps=64)
     model, history, before = learn(tmp_path, plan=longer, resume=tmp_path / "last_model.zip")
     assert model.num_timesteps >= done + 64
-    assert before == max(first, key=PLAN.worth)
+    assert before == max(first, key=worth)
     assert history[0] == first[-1]
     assert [row["timesteps"] for row in history] == sorted({row["timesteps"] for row in history})
     with pytest.raises(UserError, match=f"total_timesteps={done}: the checkpoint has"):
@@ -126,21 +138,23 @@ def test_resume_keeps_the_best_model_unless_it_finds_a_better_one(tmp_path: Path
     config = problem(load=0.9)
     options = {"seed": 0, "progress_bar": False}
     for folder, agent in (("good", good), ("bad", bad)):
-        train(agent, config, config, PLAN, tmp_path / folder, card(agent, config), **options)
+        train(agent, config, HeldOut(config, 2), PLAN, tmp_path / folder, card(agent, config), **options)
     before = (tmp_path / "good" / "best_model.zip").read_bytes()
     resume = tmp_path / "bad" / "last_model.zip"
     longer = replace(PLAN, total_timesteps=256)
-    done = train(good, config, config, longer, tmp_path / "good", card(good, config), resume=resume, **options)
+    done = train(
+        good, config, HeldOut(config, 2), longer, tmp_path / "good", card(good, config), resume=resume, **options
+    )
     assert (tmp_path / "good" / "best_model.zip").read_bytes() == before
     assert done.before is not None
-    assert PLAN.worth(done.before) > max(map(PLAN.worth, done.history))
+    assert worth(done.before) > max(map(worth, done.history))
 
 
 def test_a_checkpoint_has_learned_from_the_steps_that_it_is_named_after(tmp_path: Path) -> None:
     history = learn(tmp_path).history
     kept = load_checkpoint(tmp_path / "checkpoints" / "64_steps.zip")
     (row,) = (row for row in history if row["timesteps"] == 64)
-    assert {"timesteps": 64.0, **held_out_score(kept, problem(available=[4, 8]), 2)} == row
+    assert {"timesteps": 64.0, **HeldOut(problem(available=[4, 8]), 2).score(kept)} == row
 
 
 def test_resume_refuses_another_observation_and_number_of_environments(tmp_path: Path) -> None:
@@ -149,17 +163,17 @@ def test_resume_refuses_another_observation_and_number_of_environments(tmp_path:
     other = problem(features=["in_flight_requests", "kv_usage"])
     options = {"seed": 0, "progress_bar": False, "resume": tmp_path / "last_model.zip"}
     with pytest.raises(UserError, match="another observation"):
-        train(spec, other, other, TrainSpec(999), tmp_path, card(spec, other), **options)
+        train(spec, other, HeldOut(other), TrainSpec(999), tmp_path, card(spec, other), **options)
     wider = AgentSpec("ppo", "scorer", num_envs=8, hyperparameters=PPO)
     with pytest.raises(UserError, match="num_envs=4"):
-        train(wider, problem(), problem(), TrainSpec(999), tmp_path, card(wider, problem()), **options)
+        train(wider, problem(), HeldOut(problem()), TrainSpec(999), tmp_path, card(wider, problem()), **options)
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_agents_without_masks_need_a_fixed_fleet(name: str, tmp_path: Path) -> None:
     spec, config = SPECS[name], problem(available=[4, 8])
     with pytest.raises(UserError, match=r"available=\[4, 8\].*cannot tell which instances exist"):
-        train(spec, config, config, PLAN, tmp_path, card(spec, config), seed=0, progress_bar=False)
+        train(spec, config, HeldOut(config), PLAN, tmp_path, card(spec, config), seed=0, progress_bar=False)
 
 
 def test_a_scorer_serves_any_number_of_instances_and_an_mlp_does_not(tmp_path: Path) -> None:
@@ -235,15 +249,22 @@ def test_what_the_library_refuses_is_the_users_to_mend(
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"total_timesteps": 0}, {"eval_episodes": 0}, {"checkpoint_every_timesteps": 0}, {"rank_by": "e2e_s.mean"}],
+    [{"total_timesteps": 0}, {"eval_every_timesteps": 0}, {"checkpoint_every_timesteps": 0}],
 )
 def test_impossible_plans_are_named(arguments: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(arguments))):
         TrainSpec(**{"total_timesteps": 10, **arguments})
 
 
+def test_impossible_held_out_episodes_are_named() -> None:
+    with pytest.raises(UserError, match="eval_episodes=0: must be at least 1"):
+        HeldOut(problem(), 0)
+    with pytest.raises(UserError, match=r"rank_by='e2e_s\.mean'"):
+        HeldOut(problem(), 1, "e2e_s.mean")
+
+
 def test_held_out_episodes_are_the_same_for_every_policy() -> None:
-    first, again = (held_out_score(make_heuristic("least_inflight", ENV_ID), problem(), 3) for _ in range(2))
+    first, again = (HeldOut(problem(), 3).score(make_heuristic("least_inflight", ENV_ID)) for _ in range(2))
     assert first == again
     assert set(HELD_OUT_FIGURES) <= set(first)
 

@@ -11,6 +11,7 @@ from fleetgym.experiments.comparison.intervals import (
     MIN_WINDOWS,
     Scores,
     collect,
+    geometric_mean_ratio,
     mean_interval,
     places,
     relative_change,
@@ -140,3 +141,64 @@ def test_places_start_at_one_and_do_not_depend_on_row_order(policies: int, windo
     assert min(forward) == 1
     assert forward == backward[::-1]
     assert forward[int(values.mean(axis=(1, 2)).argmin())] == 1
+
+
+def test_a_geometric_mean_weighs_scenarios_alike_whatever_their_scale() -> None:
+    rng = np.random.default_rng(8)
+    reference = [rng.gamma(30.0, 0.3, 8), rng.gamma(30.0, 0.3, 6)]
+    values = [0.5 * reference[0], 2.0 * reference[1]]
+    numbers = [tuple(range(8)), tuple(range(6))]
+    assert geometric_mean_ratio(values, reference, numbers) == pytest.approx((1.0, 1.0, 1.0))
+    scaled = [1000.0 * values[0], values[1]], [1000.0 * reference[0], reference[1]]
+    assert geometric_mean_ratio(*scaled, numbers) == pytest.approx((1.0, 1.0, 1.0))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.integers(MIN_WINDOWS, 12))
+def test_of_one_scenario_it_is_the_ratio_with_nearly_fiellers_interval(seed: int, windows: int) -> None:
+    rng = np.random.default_rng(seed)
+    reference = rng.gamma(400.0, 0.01, windows)
+    values = 0.9 * reference + rng.normal(0.0, 0.05, windows)
+    got = geometric_mean_ratio([values], [reference], [tuple(range(windows))])
+    fieller = relative_change(values[:, None], reference[:, None])
+    assert got.estimate == pytest.approx(1.0 + fieller.estimate)
+    assert (got.low, got.high) == pytest.approx((1.0 + fieller.low, 1.0 + fieller.high), abs=0.01)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_geometric_mean_covers_the_truth_whether_or_not_scenarios_share_their_traffic(shared: bool) -> None:
+    rng = np.random.default_rng(9)
+    truth, covered = math.sqrt(0.9 * 0.8), 0
+    for _ in range(2000):
+        noise = rng.normal(0.0, 0.1, (2, 7))
+        if shared:
+            noise[1] = noise[0]
+        reference = [5.0 * (1.0 + rng.normal(0.0, 0.1, 7)) for _ in range(2)]
+        values = [factor * (r + 5.0 * n) for factor, r, n in zip((0.9, 0.8), reference, noise, strict=True)]
+        numbers = [tuple(range(7)), tuple(range(7)) if shared else tuple(range(7, 14))]
+        interval = geometric_mean_ratio(values, reference, numbers)
+        covered += interval.low <= truth <= interval.high
+    assert 0.92 < covered / 2000 < 0.97
+
+
+def test_scenarios_of_other_windows_are_strata_and_those_of_the_same_are_summed() -> None:
+    rng = np.random.default_rng(10)
+    values, one = [1.0 + rng.normal(0.0, 0.05, 8) for _ in range(2)], [np.ones(8)] * 2
+    logs = [v / v.mean() - 1.0 for v in values]
+    separate = geometric_mean_ratio(values, one, [tuple(range(8)), tuple(range(8, 16))])
+    together = geometric_mean_ratio(values, one, [tuple(range(8))] * 2)
+    assert separate.estimate == pytest.approx(together.estimate)
+    width = mean_interval(np.stack(logs, axis=1))
+    assert math.log(separate.high / separate.estimate) == pytest.approx(width.high - width.estimate)
+    summed = mean_interval(((logs[0] + logs[1]) / 2.0)[:, None])
+    assert math.log(together.high / together.estimate) == pytest.approx(summed.high - summed.estimate)
+
+
+def test_a_geometric_mean_needs_a_figure_everywhere_and_six_windows_for_an_interval() -> None:
+    good, numbers = np.arange(1.0, 7.0), tuple(range(6))
+    for bad in (np.zeros(6), np.full(6, np.nan), np.full(6, np.inf)):
+        assert math.isnan(geometric_mean_ratio([good, bad], [good, good], [numbers] * 2).estimate)
+        assert math.isnan(geometric_mean_ratio([good, good], [good, bad], [numbers] * 2).estimate)
+    few = geometric_mean_ratio([good, 2.0 * good[:5]], [good, good[:5]], [numbers, numbers[:5]])
+    assert few.estimate == pytest.approx(math.sqrt(2.0))
+    assert math.isnan(few.low)

@@ -20,25 +20,10 @@ from numpy.typing import NDArray
 from places import ROOT
 
 FOLDERS = ("agents", "baselines", "envs", "experiments")
-NOT_YET: tuple[str, ...] = (  # modules and folders whose docstrings have to be completed still
-    "agents.training",
-    "agents.vec_env",
-    "envs.cluster.block_pool",
-    "envs.cluster.instance",
-    "envs.cluster.kernel.",
-    "envs.cluster.reference",
-    "envs.cluster.scheduler",
-    "experiments.evaluate",
-    "experiments.harness.config",
-    "experiments.harness.options",
-    "experiments.leaderboard",
-    "experiments.train",
-)
 MODULES = [
-    module
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for folder in FOLDERS
     for path in sorted((ROOT / folder).rglob("*.py"))
-    if not (module := ".".join(path.relative_to(ROOT).with_suffix("").parts)).startswith(NOT_YET)
 ]
 ARRAY = re.compile(r"\b(NDArray|Array|Bool|Floats?|Ints)\b")  # and what stands for it
 HEADER = re.compile(r"^(\w[\w ]*)\n-{3,}$", re.MULTILINE)

@@ -11,7 +11,7 @@ import pytest
 from places import ROOT
 
 FOLDERS = ("agents", "baselines", "conf", "envs", "experiments")
-SHIPPED = (".py", ".yaml", ".csv", ".json", ".html", "py.typed")
+SHIPPED = (".py", ".yaml", ".csv", ".json", ".html", ".css", ".js", "py.typed")
 
 
 def tracked() -> list[str]:

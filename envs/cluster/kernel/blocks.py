@@ -47,8 +47,9 @@ def more_blocks(past: int, end: int, block_size: int) -> Any:
 def clear(extents: Array, copies: Array) -> None:
     """Make all blocks blank.
 
-    Row 0 of ``extents`` is no extent but holds the ring of the free ones (``free_next``, ``free_previous``) and how many
-    blocks they have (``count``), how many rows were ever used (``first``) and the unused ones of these (``before``).
+    Row 0 of ``extents`` is no extent but holds the ring of the free ones (``free_next``, ``free_previous``) and how
+    many blocks they have (``count``), how many rows were ever used (``first``) and the unused ones of these
+    (``before``).
     """
     copies[:] = 0
     anchor = extents[0]

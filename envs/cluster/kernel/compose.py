@@ -7,7 +7,7 @@ from fleetgym.envs.cluster.kernel.jit import jit, large
 from fleetgym.envs.cluster.kernel.lists import note
 from fleetgym.envs.cluster.kernel.lockstep import block_phase, enter, phase_at, retire, tokens_in_flight
 from fleetgym.envs.cluster.kernel.request_counts import tokens_with_placeholders
-from fleetgym.envs.cluster.kernel.state import DECODE, FINISH, LAST, LOOSE, NONE, PREFILL, TOKEN, Unit
+from fleetgym.envs.cluster.kernel.state import DECODE, FINISH, IN_STEP, LAST, LOOSE, NONE, PREFILL, TOKEN, Unit
 
 
 @jit
@@ -84,10 +84,15 @@ def prefill(u: Unit, slot: int, r: int, tokens: int) -> None:
 
 @jit
 def sample(u: Unit, slot: int, r: int) -> None:
-    """Give a request out of lock step its next token, to be returned on its own."""
+    """Give a request out of lock step its next token, to be returned on its own unless it is in step."""
     row = u.req[r]
+    bits = TOKEN
+    if row["last_token_ns"] == IN_STEP:
+        u.inst["bulk"][slot] += 1
+        bits = 0
     row["sampled_tokens"] += 1
-    last = row["sampled_tokens"] == row["output_tokens"]
-    if last:
+    if row["sampled_tokens"] == row["output_tokens"]:
         row["state"] = LAST
-    note(u, slot, r, TOKEN | FINISH if last else TOKEN)
+        bits |= FINISH
+    if bits:
+        note(u, slot, r, bits)

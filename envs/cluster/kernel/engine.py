@@ -133,7 +133,16 @@ class KernelEngine(Engine):
         entry_points.begin(self.handle, index)
 
     def write_requests(self, index: int, start: int, trace: Trace) -> None:
-        """Write a trace into the request rows of cluster ``index`` from row ``start`` on."""
+        """Write a trace into the request rows of a cluster; there is room for it afterwards.
+
+        Parameters
+        ----------
+        index : int
+            Which cluster.
+        start : int
+            Row of the first request.
+        trace : Trace
+        """
         self._make_room(requests=start + len(trace))
         rows = self.state.req[index, start : start + len(trace)]
         rows.view(np.uint8).fill(0)  # assigning a zero record goes field by field, 15 times slower

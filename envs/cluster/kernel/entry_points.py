@@ -24,7 +24,18 @@ NO_JIT = bool(getattr(numba.config, "DISABLE_JIT", False))
 
 
 def make_handle(state: State) -> Any:
-    """Describe ``state`` for the functions below; it must outlive the handle."""
+    """Describe a state for the functions below.
+
+    Parameters
+    ----------
+    state : State
+        Contiguous arrays, which must outlive the handle.
+
+    Returns
+    -------
+    ndarray of int64, shape (len(state), 4)
+        Address of each array, and its shape filled up with zeros; the state itself where nothing is compiled.
+    """
     if NO_JIT:
         return state
     handle = np.zeros((len(state), 4), np.int64)

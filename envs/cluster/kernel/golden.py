@@ -24,7 +24,18 @@ from fleetgym.envs.cluster.spec import ClusterSpec, InstanceSpec
 
 
 class KernelReplay:
-    """One case on one compiled instance whose iterations last a second."""
+    """One case on one compiled instance whose iterations last a second, behind the protocol of `GoldenScheduler`.
+
+    Parameters
+    ----------
+    case : mapping
+        A line of a golden file.
+
+    Raises
+    ------
+    UnsupportedCaseError, KeyError, UserError
+        As `fleetgym.envs.cluster.golden.case_args` and `case_request`.
+    """
 
     def __init__(self, case: Case) -> None:
         requests = [case_request(case, index) for index in range(len(case["requests"]))]
@@ -47,7 +58,13 @@ class KernelReplay:
         self._count = len(requests)
 
     def add(self, request: int) -> None:
-        """Let a request arrive."""
+        """Let a request arrive.
+
+        Parameters
+        ----------
+        request : int
+            Its index in the case.
+        """
         add(self._engine.handle, request)
 
     def schedule(self) -> Step:

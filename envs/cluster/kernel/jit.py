@@ -1,8 +1,8 @@
 """The compiler decorator of the kernel, and a disk cache that cannot serve stale code.
 
 Numba notices an edit in the file of a cached function, not in the files of the functions that it calls. So the
-cache folder's name is a hash over all modules whose code ends up in compiled code, as they are loaded (which need not be
-what their files say: byte-code caches, import hooks), and over the compiler's versions.
+cache folder's name is a hash over all modules whose code ends up in compiled code, as they are loaded (which need not
+be what their files say: byte-code caches, import hooks), and over the compiler's versions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,13 @@ MODULES = (
 
 
 def fingerprint(code: CodeType) -> str:
-    """Everything of a code object that decides what it computes: the same in each process, without line numbers."""
+    """Everything of a code object that decides what it computes: the same in each process, without line numbers.
+
+    Parameters
+    ----------
+    code : code object
+        Those of the functions in it are taken along.
+    """
     constants = [
         fingerprint(value) if isinstance(value, CodeType) else repr(value)
         for constant in code.co_consts
@@ -50,7 +56,13 @@ def fingerprint(code: CodeType) -> str:
 
 
 def loaded_code(module: str) -> CodeType:
-    """The code that importing ``module`` runs, be it from its file, from a byte-code cache or through an import hook."""
+    """The code that importing a module runs, be it from its file, from a byte-code cache or through an import hook.
+
+    Parameters
+    ----------
+    module : str
+        Its full name.
+    """
     spec = importlib.util.find_spec(module)
     loader: Any = spec and spec.loader
     return loader.get_code(module)
@@ -78,14 +90,16 @@ def cache_folder() -> str | None:
 
 
 def jit(function: Function, **options: object) -> Function:
-    """Compile ``function`` on its first call, without the GIL and without fast-math (results must be exact).
+    """Compile a function on its first call, without the GIL and without fast-math (results must be exact).
 
     The kernel allocates nothing, so it needs no reference counts (they cost a third of the time). Small functions
     are pasted into their callers, as handing a bundle of arrays over costs more than most of them do.
 
     Parameters
     ----------
-    options
+    function : callable
+        In the subset of Python that Numba compiles.
+    **options
         For `numba.njit`, instead of these.
     """
     folder = cache_folder()
@@ -105,9 +119,18 @@ large = functools.partial(jit, forceinline=False)  # not pasted into callers
 
 
 def jit_text(source: str, names: dict[str, Any], **options: object) -> Any:
-    """Compile the function that ``source`` defines with ``names`` as its globals.
+    """Compile a function given as text.
 
     For what compiled code cannot loop over, fields of different types. It is kept with the functions that call it.
+
+    Parameters
+    ----------
+    source : str
+        Its definition, with ``def`` at the very beginning.
+    names : dict
+        Its globals; the function is added to them.
+    **options
+        As for `jit`.
     """
     exec(source, names)  # noqa: S102
     return jit(names[source.partition("(")[0].removeprefix("def ")], cache=False, **options)

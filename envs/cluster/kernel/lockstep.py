@@ -2,11 +2,13 @@
 
 As long as every decode gets its token in every iteration, the instance's *clock* (the number of such iterations)
 says it all: a request that has sampled s tokens at clock d stores s - d and finishes at clock d + output - s; it
-needs a new KV block whenever its *phase*, prompt + stored - 1, plus the clock is a multiple of the block size. A heap of finish clocks,
-a histogram of the phases and the sum of the contexts then make an iteration O(1) instead of O(batch).
+needs a new KV block whenever its *phase*, prompt + stored - 1, plus the clock is a multiple of the block size. A heap
+of finish clocks, a histogram of the phases and the sum of the contexts then make an iteration O(1) instead of
+O(batch).
 
 A request falls out of lock step (`loosen`) when blocks or budget run short, and comes back (`relock`) as soon as one
-iteration has served all.
+iteration has served all. Meanwhile a decode that has got a token from two iterations on end is *in step*: its tokens
+are returned in one sum with those of others until an iteration passes it over (`fall_out`).
 """
 
 from __future__ import annotations
@@ -146,15 +148,23 @@ def loosen(u: Unit) -> None:
             row["sampled_tokens"] += inst["clock"]
             row["state"] = LOOSE
             if not (bulk and row["link"][front] & TOKEN):
-                row["last_token_ns"] = inst["returned_ns"]
-                if bulk:
-                    note(u, front, r, TOKEN)
-                    inst["bulk"][front] -= 1
+                fall_out(u, r)
         r = row["next"]
     inst["lockstep_decodes"] = 0
     inst["lockstep_context"] = 0
     inst["heap_size"] = 0
     inst["lockstep"] = 0
+
+
+@jit
+def fall_out(u: Unit, r: int) -> None:
+    """Return the tokens of a decode on its own again, one in flight included; so far they were part of the sum."""
+    inst, row = u.inst, u.req[r]
+    front = inst["front"]
+    row["last_token_ns"] = inst["returned_ns"]
+    if tokens_in_flight(u) and not row["link"][front] & TOKEN:
+        note(u, front, r, TOKEN)
+        inst["bulk"][front] -= 1
 
 
 @jit

@@ -28,11 +28,11 @@ class Completed(NamedTuple):
 
     Attributes
     ----------
-    position : ndarray of int64
+    position : ndarray of int64, shape (M,)
         Place in the whole trace.
-    requests : ndarray of REQUEST_DTYPE
+    requests : ndarray of REQUEST_DTYPE, shape (M,)
         Arrival, lengths and priority; the other fields are zero.
-    results : ndarray of RESULT_DTYPE
+    results : ndarray of RESULT_DTYPE, shape (M,)
     """
 
     position: NDArray[np.int64]
@@ -51,6 +51,12 @@ class Stream:
     cluster : ClusterSpec
         Without prefix caching.
     slo : Slo, optional
+        As for `KernelEngine`.
+
+    Raises
+    ------
+    UserError
+        An instance caches prefixes.
 
     Attributes
     ----------
@@ -79,6 +85,11 @@ class Stream:
         -------
         Completed
             Requests of the parts before it that have finished meanwhile.
+
+        Raises
+        ------
+        UserError
+            It begins too early, or an action is no instance.
         """
         engine, first = self.engine, int(trace.requests["arrival_ns"][0])
         completed = NOTHING
@@ -161,5 +172,11 @@ def stream(
 
 
 def round_robin(instances: int) -> Route:
-    """Route to the instances in turn."""
+    """Route to the instances in turn.
+
+    Parameters
+    ----------
+    instances : int
+        N.
+    """
     return lambda number, part: np.arange(number, number + len(part)) % instances

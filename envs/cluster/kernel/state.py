@@ -21,6 +21,7 @@ Array = NDArray[Any]
 NONE = -1
 NEVER = 2**62  # a time that never comes
 EMPTY = -1  # end of an iteration without tokens
+IN_STEP = -2  # in place of the time of a last token: the instance's `returned_ns`
 
 # States of a request.
 NEW = 0  # not dispatched
@@ -43,7 +44,7 @@ REQUEST = np.dtype(
         ("arrival_ns", np.int64),
         ("scheduled_ns", np.int64),
         ("first_token_ns", np.int64),
-        ("last_token_ns", np.int64),  # kept up to date only out of lock step; the finish time once FINISHED
+        ("last_token_ns", np.int64),  # or IN_STEP; kept up to date only out of lock step; the finish time once FINISHED
         ("prompt_tokens", np.int32),
         ("output_tokens", np.int32),
         ("priority", np.int32),

@@ -11,7 +11,7 @@ from fleetgym.envs.cluster.kernel.judging import since_s, tpot_s, within_slo
 from fleetgym.envs.cluster.kernel.lists import running_remove, waiting_remove
 from fleetgym.envs.cluster.kernel.lockstep import tokens_in_flight
 from fleetgym.envs.cluster.kernel.request_counts import computed_tokens, count_blocks, give_blocks
-from fleetgym.envs.cluster.kernel.state import DECODE, EMPTY, FINISH, FINISHED, TOKEN, WAITING, Unit
+from fleetgym.envs.cluster.kernel.state import DECODE, EMPTY, FINISH, FINISHED, IN_STEP, LOOSE, TOKEN, WAITING, Unit
 
 
 @jit
@@ -29,7 +29,7 @@ def update(u: Unit) -> None:
     inst["iterations"] += 1
     inst["prefill_tokens"] += inst["plan_prefill_tokens"][slot]
     inst["decode_tokens"] += inst["plan_decodes"][slot]
-    in_step = returned = inst["bulk"][slot]  # in step: those that the iteration before gave a token, too
+    in_step = returned = inst["bulk"][slot]  # in step: those that the iteration before had a token for, too
     r = inst["head"][slot]
     while r >= 0:
         link = req[r]["link"][slot]
@@ -37,7 +37,7 @@ def update(u: Unit) -> None:
         if u.spec["enable_prefix_caching"]:
             register_returned(u, slot, r)
         if link & TOKEN:
-            in_step += give_token(u, r, end)
+            in_step += give_token(u, slot, r, end)
             returned += 1
         if link & FINISH:
             finish(u, r, end)
@@ -63,12 +63,14 @@ def register_returned(u: Unit, slot: int, r: int) -> None:
 
 
 @jit
-def give_token(u: Unit, r: int, now: int) -> bool:
-    """Return one token to a request; True leaves the gap to be counted: it is that of two iterations on end."""
+def give_token(u: Unit, slot: int, r: int, now: int) -> bool:
+    """Return one token to a request; True leaves the gap to be counted, which is that of two iterations on end."""
     inst, row = u.inst, u.req[r]
     if row["first_token_ns"] >= 0:
         last = row["last_token_ns"]
-        row["last_token_ns"] = now
+        if last == IN_STEP:
+            return True
+        row["last_token_ns"] = IN_STEP if goes_on(u, slot, r) else now
         if last == inst["returned_ns"]:
             return True
         u.gaps[gap_bin(now - last)] += 1
@@ -82,6 +84,14 @@ def give_token(u: Unit, r: int, now: int) -> bool:
     ewma = inst["ttft_ewma_s"]
     inst["ttft_ewma_s"] = ttft if ewma < 0.0 else ewma + EWMA_WEIGHT * (ttft - ewma)
     return False
+
+
+@jit
+def goes_on(u: Unit, slot: int, r: int) -> bool:
+    """Whether a decode is in step from its returned token on; never where each may have a block to be registered."""
+    if u.req[r]["state"] != LOOSE or u.spec["enable_prefix_caching"]:
+        return False
+    return bool(u.inst["flight"] == 0 or u.req[r]["link"][slot ^ 1] & TOKEN)
 
 
 @jit

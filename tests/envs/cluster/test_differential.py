@@ -165,14 +165,14 @@ MUTANTS = {
         "    preempted, skip = False, 0\n",
         "budget += preempt(u, slot, victim)",
         """idle = req[victim]["state"] == LAST
-                ahead, x = True, victim
-                while x >= 0:
-                    ahead, x = ahead and x != r, req[x]["previous"]
-                skip += ahead and idle
-                budget += preempt(u, slot, victim)""",
-        """        r = req[r]["next"]
+            ahead, x = True, victim
+            while x >= 0:
+                ahead, x = ahead and x != r, req[x]["previous"]
+            skip += ahead and idle
+            budget += preempt(u, slot, victim)""",
+        """ else req[r]["next"]
     if not at_once:""",
-        """        r = req[r]["next"]
+        """ else req[r]["next"]
         while skip > 0 and r >= 0:
             r, skip = req[r]["next"], skip - 1
     if not at_once:""",
@@ -218,13 +218,25 @@ MUTANTS = {
     "admissions are not held back": ("schedule.py", "past, largest, budget)", "past, budget)"),
     "decodes lock step again beside several partial prefills": (
         "schedule_running.py",
-        'if r < 0 and not u.spec["exact_path"]:',
-        "if r < 0:",
+        'if complete and not u.spec["exact_path"]:',
+        "if complete:",
     ),
-    "decodes lock step again behind one that was not served": (
+    "decodes lock step again although one was passed over": ("schedule_running.py", "complete = False", "pass"),
+    "a decode that is passed over stays in step": (
         "schedule_running.py",
-        'if r < 0 and not u.spec["exact_path"]:',
-        'if not u.spec["exact_path"]:',
+        "            pass_over(u, r)\n            ",
+        "            ",
+    ),
+    "a victim stays in step": ("schedule_running.py", '    if row["state"] == LOOSE:\n        pass_over(u, r)\n', ""),
+    "a decode is in step before its next token is in flight": (
+        "update.py",
+        'return bool(u.inst["flight"] == 0 or u.req[r]["link"][slot ^ 1] & TOKEN)',
+        "return True",
+    ),
+    "blocks filled in step are not registered": (
+        "update.py",
+        '!= LOOSE or u.spec["enable_prefix_caching"]:',
+        "!= LOOSE:",
     ),
     "what a victim was given counts": (
         "schedule_running.py",
@@ -235,8 +247,8 @@ MUTANTS = {
     "a token returned on its own is no progress": ("update.py", "if returned > 0:", 'if inst["bulk"][slot] > 0:'),
     "a step served one by one has the room of an iteration": (
         "schedule_running.py",
-        'budget = u.spec["max_num_scheduled_tokens"]',
-        'budget = u.spec["max_num_batched_tokens"]',
+        'budget, size = u.spec["max_num_scheduled_tokens"]',
+        'budget, size = u.spec["max_num_batched_tokens"]',
     ),
     "a victim is taken to have lost nothing": (
         "schedule_running.py",
