@@ -201,4 +201,4 @@ def test_a_network_for_another_number_of_choices_is_refused(
     write_card(path, card(features, network="mlp"))
     for words in (("evaluate", "policy=checkpoint"), ("leaderboard", "policies=[random]")):
         line = refused(*words, f"checkpoint={path}")
-        assert line.endswith("trained for exactly 4 choices, here are 8; agent=ppo_scorer handles any number")
+        assert line.endswith("trained for 2 to 4 choices, here are 8; agent=ppo_scorer handles any number")
