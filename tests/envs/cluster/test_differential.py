@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from differential import MS, Case
 from hypothesis import HealthCheck, Phase, given, settings
+from mutations import MISTAKES
+from places import DOCS
 
 from fleetgym.envs.cluster import spec
 from fleetgym.envs.cluster.engines import make_engine
@@ -209,13 +212,13 @@ MUTANTS = {
         "if False:",
     ),
     "what a decode still has to register is lost by a preemption": ("lockstep.py", "- 1 - bulk)", "- 1000)"),
-    "a lone request is held back too": (
+    "a lone request is held back by the long-prefill threshold": (
         "schedule.py",
         'if threshold > 0 and u.inst["running"] + u.inst["waiting"] > 1:',
         "if threshold > 0:",
     ),
-    "running requests are not held back": ("schedule_running.py", "past, largest, budget)", "past, budget)"),
-    "admissions are not held back": ("schedule.py", "past, largest, budget)", "past, budget)"),
+    "running requests are not held back by it": ("schedule_running.py", "past, largest, budget)", "past, budget)"),
+    "admissions are not held back by it": ("schedule.py", "past, largest, budget)", "past, budget)"),
     "decodes lock step again beside several partial prefills": (
         "schedule_running.py",
         'if complete and not u.spec["exact_path"]:',
@@ -256,6 +259,12 @@ MUTANTS = {
         'row["computed_tokens"] = 0',
     ),
 }
+
+
+def test_the_page_lists_the_mutants():
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| (.+) \| (?:yes|no) \|$", page, re.MULTILINE) == [*list(MUTANTS)[1:], next(iter(MUTANTS))]
+    assert f"lists {len(MISTAKES)} mistakes" in page
 
 
 def run_mutant(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
