@@ -90,6 +90,7 @@ def read_manifest(data: bytes) -> dict[str, Any]:
                 raise BundleError(f"{MANIFEST}.{part}: range {name}={shown(bounds)}, expected [low, high]")
             if part == "tested" and not bounds:
                 raise BundleError(f"{MANIFEST}.{part}.{name}: empty")
+    _check_names(manifest)
     if version == 1:
         manifest = _from_version_1(manifest)
     _check_values(manifest)
@@ -99,8 +100,9 @@ def read_manifest(data: bytes) -> dict[str, Any]:
 def _from_version_1(old: dict[str, Any]) -> dict[str, Any]:
     """Say a checked manifest of version 1 in the words of version 2."""
     action, trained = dict(old["action"]), dict(old["trained"])
-    if action["kind"] == "instance_index":
-        action["kind"] = ACTION["kind"]
+    if action["kind"] != "instance_index":
+        raise BundleError(f"{MANIFEST}.action.kind={shown(action['kind'])}: allowed is instance_index")
+    action["kind"] = ACTION["kind"]
     features = [
         {**feature, "scope": "choice"} if feature["scope"] == "instance" else feature
         for feature in old["observation"]["features"]
@@ -136,6 +138,10 @@ def _check_values(manifest: Mapping[str, Any]) -> None:
     unknown = manifest["observation"]["unknown_value"]
     if unknown != UNKNOWN_VALUE:
         raise BundleError(f"{MANIFEST}.observation.unknown_value={shown(unknown)}: allowed is {UNKNOWN_VALUE}")
+
+
+def _check_names(manifest: Mapping[str, Any]) -> None:
+    """Refuse texts that a message or a card could not show; in the words of the manifest's own version."""
     names = {name: manifest[name] for name in ("policy_id", "fallback")}
     names |= {f"environment.{name}": value for name, value in manifest["environment"].items()}
     for name, value in names.items():

@@ -144,7 +144,6 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
     state = _state(path)
     weights = _weights(state, path)
     ranges = card["trained_ranges"]
-    git = card.get("git") or {}
     return Source(
         name=str(card.get("name", path.stem)),
         kind="scorer_mlp",
@@ -162,8 +161,21 @@ def from_checkpoint(checkpoint: str | Path, fingerprint: Callable[[str], str] | 
         training={key: card[key] for key in ("algorithm", "seed", "num_timesteps") if key in card},
         config=card.get("config") or {},
         versions=card.get("versions") or {},
-        git_revision=str(git.get("revision", "")) + ("-dirty" if git.get("dirty") else ""),
+        git_revision=revision_text(card.get("git")),
     )
+
+
+def revision_text(state: Mapping[str, Any] | None) -> str:
+    """Return a git revision as bundles say it, with ``-dirty`` where the checkout was changed.
+
+    Parameters
+    ----------
+    state : mapping or None
+        ``revision`` and ``dirty``; None outside a checkout, which gives an empty text.
+    """
+    if not state:
+        return ""
+    return str(state.get("revision", "")) + ("-dirty" if state.get("dirty") else "")
 
 
 def policy_graph(policy: torch.nn.Module, features: Sequence[str]) -> bytes:
@@ -387,7 +399,7 @@ def _manifest(source: Source, weights_digest: str, score_unit: float) -> dict[st
         "action": {**ACTION, "choice": source.problem.choice, "score_unit": score_unit},
         "trained": {name: list(source.trained.get(name, [])) for name in ("num_choices", "load", "staleness_s")},
         "tested": {"num_choices": [min(PARITY_SIZES), max(PARITY_SIZES)]},
-        "fallback": source.problem.fallback,
+        "fallback": source.problem.fallback_heuristic(),
         "environment": {"id": source.problem.env_id, "fingerprint": source.fingerprint},
         "versions": dict(source.versions),
         "git_revision": source.git_revision,

@@ -60,7 +60,7 @@ class HeldOut:
         Returns
         -------
         dict
-            ``rank_by``, `HELD_OUT_FIGURES` and ``mean_reward`` (per episode); NaN where no episode has a figure.
+            ``rank_by``, `HELD_OUT_FIGURES` and ``mean_reward`` (per episode); NaN where an episode lacks a figure.
         """
         batch = self.problem.make_batch(self.episodes, keep_traces=True)
         for index in range(self.episodes):
@@ -73,14 +73,14 @@ class HeldOut:
         return {**means, "mean_reward": float(returns.mean())}
 
     def worth(self, score: Mapping[str, float]) -> float:
-        """Return how good a score is; larger is better.
+        """Return how good a score is; larger is better, -inf where there is no figure.
 
         Parameters
         ----------
         score : mapping of str to float
             As `score` returns it.
         """
-        return score[self.rank_by] * (1.0 if find_ranking(self.rank_by).better == "higher" else -1.0)
+        return _worth(score[self.rank_by], find_ranking(self.rank_by).better == "higher")
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,15 @@ class HeldOutSuite:
         }
 
     def worth(self, score: Mapping[str, float]) -> float:
-        """Return how good a score is; larger is better.
+        """Return how good a score is; larger is better, -inf where a scenario has no ratio.
 
         Parameters
         ----------
         score : mapping of str to float
             As `score` returns it.
         """
-        return -score[self.rank_by]
+        return _worth(score[self.rank_by], False)
+
+
+def _worth(figure: float, larger_is_better: bool) -> float:
+    return -math.inf if math.isnan(figure) else figure if larger_is_better else -figure

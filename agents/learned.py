@@ -18,7 +18,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from fleetgym.agents.bundle import open_session
-from fleetgym.agents.checkpoint import problem_of_card, read_card
+from fleetgym.agents.checkpoint import card_path, problem_of_card, read_card
 from fleetgym.agents.export import policy_graph
 from fleetgym.agents.factory import ALGORITHMS
 from fleetgym.agents.vec_env import pad_choices
@@ -172,5 +172,9 @@ def load_checkpoint(path: str | Path, name: str | None = None, *, problem: Probl
         raise UserError(f"checkpoint={str(path)!r}: trained with another version of the observation schema")
     model = ALGORITHMS[card["algorithm"]].load(file, device="cpu")
     trained = card["trained_ranges"].get("num_choices")
-    fewest = trained[0] if isinstance(trained, list) and trained and isinstance(trained[0], int) else None
+    if trained is not None and not (isinstance(trained, list) and trained and isinstance(trained[0], int)):
+        raise UserError(
+            f"{str(card_path(file))!r}: trained_ranges.num_choices={trained!r}: expected [low, high] or null"
+        )
+    fewest = trained[0] if trained else None
     return LearnedPolicy(model, features, name or str(card.get("name", file.stem)), fewest=fewest)

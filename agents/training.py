@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -95,7 +94,7 @@ class HeldOutCallback(BaseCallback):
         super().__init__()
         self.held_out, self.every, self.folder, self.card = held_out, every_timesteps, folder, card
         self.fewest = fewest
-        self.best = -np.inf
+        self.best: float | None = None  # none saved or recalled yet
         self.history: list[dict[str, float]] = []
         self.before: dict[str, float] | None = None
         self._due = 0
@@ -136,8 +135,9 @@ class HeldOutCallback(BaseCallback):
         policy = LearnedPolicy(self.model, self.held_out.problem.features, fewest=self.fewest)
         score = self._score(policy, self.num_timesteps)
         self.history.append(score)
-        if self.held_out.worth(score) > self.best:
-            self.best = self.held_out.worth(score)
+        worth = self.held_out.worth(score)
+        if self.best is None or worth > self.best:
+            self.best = worth
             save(self.model, self.folder / "best_model.zip", self.card)
         self.model.policy.set_training_mode(False)
         for name, figure in self.history[-1].items():

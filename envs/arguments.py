@@ -16,13 +16,13 @@ from fleetgym.envs.presets import default_preset, preset
 
 T = TypeVar("T")
 
-SETTINGS: Mapping[str, Any] = {  # of ``env`` in a config, whatever the environment; all but the last must be there
+SETTINGS: Mapping[str, Any] = {  # of ``env`` in a config, whatever the environment; each must be there
     "num_requests": int | None,
     "load": float | tuple[float, ...] | None,
     "available": int | tuple[int, ...] | None,
     "features": tuple[str, ...] | None,
-    "oracle": bool,
 }
+OPTIONAL: Mapping[str, Any] = {"oracle": bool}  # may be there too
 
 
 @functools.cache

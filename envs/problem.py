@@ -22,6 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fleetgym.envs.arguments import (
+    OPTIONAL,
     SETTINGS,
     built,
     checked_failure_s,
@@ -79,7 +80,7 @@ class Problem:
     yardstick : str
         A heuristic that looks at nothing: no failure may cost less than the slowest answer that it gives.
     fallback : str
-        The heuristic that a live decider falls back to; it comes with every exported policy. Default: the yardstick.
+        The heuristic that a live decider falls back to; it comes with every exported policy. Empty: the yardstick.
     prior : mapping of str to float
         A sensible score to begin learning with, as a weighted sum of transformed columns
         (`fleetgym.envs.features.scaled`).
@@ -90,7 +91,7 @@ class Problem:
     offers: ClassVar[tuple[str, ...]] = SIGNAL_NAMES
     defaults: ClassVar[str] = ""
     yardstick: ClassVar[str] = "random"
-    fallback: ClassVar[str] = "random"
+    fallback: ClassVar[str] = ""
     prior: ClassVar[Mapping[str, float]] = {}
 
     cluster: ClusterSpec
@@ -104,11 +105,10 @@ class Problem:
     failure_s: float
     engine: str
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Fall back to the yardstick where the class says nothing else."""
-        super().__init_subclass__(**kwargs)
-        own = vars(cls)
-        cls.fallback = own.get("fallback", own.get("yardstick", cls.fallback))
+    @classmethod
+    def fallback_heuristic(cls) -> str:
+        """Return the heuristic that a live decider falls back to."""
+        return cls.fallback or cls.yardstick
 
     @property
     def num_choices(self) -> int:
@@ -117,8 +117,8 @@ class Problem:
 
     @property
     def num_choices_range(self) -> tuple[int, int]:
-        """Least and most choices that exist in an episode; the rows of the others are masked."""
-        return self.num_choices, self.num_choices
+        """Least and most choices that may exist in an episode; the rows of the others are masked."""
+        return self.num_choices if self.available is None else 1, self.num_choices
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -168,7 +168,7 @@ class Problem:
             A keyword that this environment does not take.
         """
         own = {f.name for f in fields(cls)} - _COMMON
-        allowed = _COMMON | own | {"oracle"}
+        allowed = _COMMON | own | set(OPTIONAL)
         for name in arguments:
             if name not in allowed:
                 # Python's own words: trainers look for them
@@ -240,8 +240,8 @@ class Problem:
         """
         own = {f.name: f for f in fields(cls) if f.name not in _COMMON}
         hints = typing.get_type_hints(cls)
-        known = {**SETTINGS, **{name: hints[name] for name in own}}
-        optional = {"oracle", *(name for name, f in own.items() if not _required(f))}
+        known = {**SETTINGS, **OPTIONAL, **{name: hints[name] for name in own}}
+        optional = {*OPTIONAL, *(name for name, f in own.items() if not _required(f))}
         for name in settings:
             if name not in known:
                 raise UserError(f"env.{name}: unknown field{did_you_mean(name, known)}")

@@ -39,7 +39,7 @@ def register(env_id: str, problem: type[Problem] | str) -> None:
     if _problems.get(env_id, problem) != problem and _path(_problems[env_id]) != _path(problem):
         raise UserError(f"env.id={env_id!r}: stands for {_path(_problems[env_id])} already")
     if not isinstance(problem, str):
-        _name(problem, env_id)
+        _check_name(problem, env_id)
     if env_id not in gym_registry:  # a module-qualified id is resolved again in each process
         gym.register(
             env_id,
@@ -47,15 +47,16 @@ def register(env_id: str, problem: type[Problem] | str) -> None:
             vector_entry_point="fleetgym.envs.vector:FleetVectorEnv",
             kwargs={"env_id": env_id},
         )
+    if not isinstance(problem, str):
+        problem.env_id = env_id
     _problems[env_id] = problem
 
 
-def _name(problem: type[Problem], env_id: str) -> None:
-    """Give a class its id; a class has one, since what carries an id (a card, a fingerprint) is read by it."""
+def _check_name(problem: type[Problem], env_id: str) -> None:
+    """Refuse another id for a class that has one: what carries an id (a card, a fingerprint) is read by it."""
     own = vars(problem).get("env_id", env_id)
     if own != env_id:
         raise UserError(f"env.id={env_id!r}: {_path(problem)} is {own!r} already; register a subclass of it")
-    problem.env_id = env_id
 
 
 def _path(problem: type[Problem] | str) -> str:
@@ -104,6 +105,7 @@ def find_problem(env_id: str) -> type[Problem]:
         path, _, attribute = problem.partition(":")
         problem = getattr(importlib.import_module(path), attribute)
         assert not isinstance(problem, str)
-        _name(problem, name)
+        _check_name(problem, name)
+        problem.env_id = name
         _problems[name] = problem
     return problem

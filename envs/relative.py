@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -31,12 +32,14 @@ def ratio(figure: float | None, yardstick: float | None, rank_by: str) -> float:
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
-    """Return the geometric mean of ratios, each at least 0; NaN if one of them is.
+    """Return the geometric mean of ratios; NaN unless each is positive and finite, as a figure of 0 has no ratio.
 
     Parameters
     ----------
     ratios : iterable of float
         At least one.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.exp(np.log(np.array(list(ratios), np.float64)).mean()))
+    values = np.array(list(ratios), np.float64)
+    if not (np.isfinite(values) & (values > 0.0)).all():
+        return math.nan
+    return float(np.exp(np.log(values).mean()))

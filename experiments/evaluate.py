@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -90,20 +90,26 @@ def play_windows(
     count = len(windows.numbers)
     episodes = run_policies(trial.problem, policies, windows, seed=trial.case.options.seed)
     rows = [{"window": e.window, **flatten(e.summary())} for e in episodes]
-    first = _mean([row[rank_by] for row in rows[:count]])
+    first, last = (_attained(own, rank_by) for own in (rows[:count], rows[-count:]))
     episodes, rows = episodes[-count:], rows[-count:]
-    keys = [key for key, value in rows[0].items() if isinstance(value, (int, float)) and key != "window"]
-    mean = {key: _mean([row[key] for row in rows]) for key in keys}
+    keys = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, (int, float)))
+    mean = {key: _mean([row.get(key) for row in rows]) for key in keys if key != "window"}
     run.write_metrics({"mean": mean, "windows": windows.text, "per_window": rows})
     with run.atomic("requests.parquet") as path:
         tables = [pl.DataFrame(e.requests()).with_columns(window=pl.lit(e.window)) for e in episodes]
         pl.concat(tables).write_parquet(path)
     print_summary(episodes[0].summary(), Console(), title=f"{policies[-1].name}, window {windows.numbers[0]}")
-    print(f"{rank_by}, mean of {windows.text}: {mean[rank_by]:.4g}")
-    return first, mean[rank_by]
+    print(f"{rank_by}, mean of {windows.text}: {'not in every window' if last is None else f'{last:.4g}'}")
+    return first, last
 
 
-def _mean(values: list[object]) -> float | None:
+def _attained(rows: Sequence[Mapping[str, object]], rank_by: str) -> float | None:
+    """Mean of the figure that ranks; None where a window lacks it, as such a mean would be of other windows."""
+    figures = [row.get(rank_by) for row in rows]
+    return None if None in figures else _mean(figures)
+
+
+def _mean(values: Sequence[object]) -> float | None:
     numbers = [float(v) for v in values if isinstance(v, (int, float))]
     return float(np.mean(numbers)) if numbers else None
 

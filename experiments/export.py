@@ -53,9 +53,9 @@ def main(cfg: DictConfig) -> float | None:
         if options.checkpoint is not None:
             source = from_checkpoint(options.checkpoint, fingerprint)
         else:
-            source = heuristic_source(options.policy or {}, plain(cfg))
+            source = heuristic_source(options.policy or {}, plain(cfg), options.env.id)
     if options.env.id is not None and source.problem.env_id != bare_id(options.env.id):
-        raise UserError(f"env.id={options.env.id!r}: the policy is for {source.problem.env_id!r}")
+        raise UserError(f"env.id={options.env.id!r}: must be {source.problem.env_id!r}, that of the policy, or null")
     for warning in caught:
         print(f"warning: {warning.message}")
     if options.evaluation is not None:
@@ -72,22 +72,24 @@ def main(cfg: DictConfig) -> float | None:
     return worst
 
 
-def heuristic_source(policy: Mapping[str, Any], config: Mapping[str, Any]) -> Source:
+def heuristic_source(policy: Mapping[str, Any], config: Mapping[str, Any], env_id: str | None = None) -> Source:
     """Describe a heuristic for export.
 
     Parameters
     ----------
     policy : mapping
-        Its name, and no parameters.
+        Its name and parameters.
     config : mapping
         Of the export.
+    env_id : str, optional
+        Of the environment that it is to decide in; by default the first that it is registered for.
 
     Raises
     ------
     UserError
-        Unknown, of no environment, or its score is no weighted sum.
+        Unknown, of no environment or of another one, or its score is no weighted sum.
     """
-    from fleetgym.agents.export import from_heuristic
+    from fleetgym.agents.export import from_heuristic, revision_text
 
     parameters = dict(policy)
     name = str(parameters.pop("name", None))
@@ -97,14 +99,11 @@ def heuristic_source(policy: Mapping[str, Any], config: Mapping[str, Any]) -> So
         raise UserError(f"policy={name!r}: has no linear score to export{did_you_mean(name, linear)}")
     if not cls.env_ids:
         raise UserError(f"policy={name!r}: register it with the env_id that it decides in")
-    env_id = cls.env_ids[0]
-    make_heuristic(name, env_id, **parameters)
-    state = git_state() or {}
-    return dataclasses.replace(
-        from_heuristic(cls.name, cls.weights, find_problem(env_id), config),
-        versions=versions(),
-        git_revision=str(state.get("revision", "")) + ("-dirty" if state.get("dirty") else ""),
-    )
+    problem = find_problem(env_id or cls.env_ids[0])
+    heuristic = make_heuristic(name, problem.env_id, **parameters)
+    assert isinstance(heuristic, LinearScore)
+    source = from_heuristic(heuristic.name, heuristic.weights, problem, config)
+    return dataclasses.replace(source, versions=versions(), git_revision=revision_text(git_state()))
 
 
 def evaluation_rows(path: Path) -> list[dict[str, Any]]:

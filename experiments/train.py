@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> float | None:
     agent = spec(AgentSpec, cfg.agent, "agent")
     plan = TrainSpec(options.total_timesteps, options.eval_every_timesteps, options.checkpoint_every_timesteps)
     check_logger(options.logger)
-    problems = problems_of(cases, "train", "features")
+    problems = problems_of(cases, "train")
     each = [
         HeldOut(problem, options.eval_episodes, case.options.scenario.rank_by)
         for case, problem in zip(cases, problems_of(cases, "validate"), strict=True)
@@ -77,7 +77,7 @@ def main(cfg: DictConfig) -> float | None:
                 held_out,
                 plan,
                 run.path,
-                card(cfg, agent, problems, cases),
+                card(config, agent, problems, cases),
                 seed=options.seed,
                 resume=options.resume,
                 progress_bar=options.progress_bar,
@@ -130,14 +130,14 @@ def against_yardstick(cases: Sequence[Case[TrainOptions]], each: Sequence[HeldOu
 
 
 def card(
-    cfg: DictConfig, agent: AgentSpec, problems: Sequence[Problem], cases: Sequence[Case[TrainOptions]]
+    config: Any, agent: AgentSpec, problems: Sequence[Problem], cases: Sequence[Case[TrainOptions]]
 ) -> Mapping[str, Any]:
     """Return what has to be known of a checkpoint to use it: schema, ranges it was trained on, versions.
 
     Parameters
     ----------
-    cfg : DictConfig
-        As the command got it.
+    config : DictConfig or dict
+        All that decides the run (`run_config`).
     agent : AgentSpec
     problems : sequence of Problem
         The training part of each scenario.
@@ -169,8 +169,8 @@ def card(
             "num_choices": _span([problem.num_choices_range for problem in problems]),
             "staleness_s": [0.0, 0.0],
         },
-        "seed": cfg.seed,
-        "config": plain(run_config(cfg, cases)),
+        "seed": cases[0].options.seed,
+        "config": plain(config),
         "versions": versions(),
         "git": git_state(),
     }

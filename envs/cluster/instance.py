@@ -149,7 +149,7 @@ class Instance:
         Parameters
         ----------
         request : Request
-            Prompt and output together are to fit ``max_model_len`` and the KV cache of one rank.
+            Prompt and output together are to fit ``max_model_len``.
         """
         self.last_dispatch_ns = self.now
         self._stalled_iterations = 0

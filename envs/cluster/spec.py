@@ -296,7 +296,7 @@ class InstanceSpec:
     @property
     def max_model_len(self) -> int:
         """Longest prompt + output in tokens; a longer request is rejected at arrival."""
-        return self.engine.max_model_len or self.kv_capacity_tokens
+        return self.engine.max_model_len or min(self.kv_capacity_tokens, LARGEST)
 
     @property
     def exact_path(self) -> bool:

@@ -10,6 +10,7 @@ scenarios of a suite have no common scale; their geometric mean has, and its int
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
 from fleetgym.envs.errors import UserError, did_you_mean
+from fleetgym.envs.relative import geometric_mean
 
 Array = NDArray[np.float64]
 
@@ -174,19 +176,18 @@ def geometric_mean_ratio(
         `MIN_WINDOWS` windows.
     """
     means = [(float(a.mean()), float(b.mean())) for a, b in zip(values, reference, strict=True)]
-    if not all(0.0 < mean < np.inf for pair in means for mean in pair):
+    estimate = geometric_mean(np.divide(a, b) for a, b in means)
+    if math.isnan(estimate):
         return Interval(np.nan, np.nan, np.nan)
-    log = float(np.mean([np.log(a / b) for a, b in means]))
     strata: dict[tuple[int, ...], Array] = {}
     for numbers, x, y, (a, b) in zip(windows, values, reference, means, strict=True):
         strata[numbers] = strata.get(numbers, 0.0) + x / a - y / b
     if min(map(len, strata)) < MIN_WINDOWS:
-        return Interval(float(np.exp(log)), np.nan, np.nan)
+        return Interval(estimate, np.nan, np.nan)
     spread = np.array([added.var(ddof=1) / len(added) for added in strata.values()])
     freedom = np.array([len(added) - 1 for added in strata.values()])
     half = _student(spread, freedom) * float(np.sqrt(spread.sum())) / len(means)
-    low, middle, high = np.exp([log - half, log, log + half]).tolist()
-    return Interval(middle, low, high)
+    return Interval(estimate, estimate * math.exp(-half), estimate * math.exp(half))
 
 
 def _variance(x: Array, y: Array) -> float:

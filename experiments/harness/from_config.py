@@ -84,7 +84,7 @@ def _check_workload(problem: Problem) -> None:
     if note := unused_chains(blocks, problem.cluster):
         warnings.warn(note, UserNote, stacklevel=2)
     trace = fit(problem.workload.episode(np.random.default_rng(0), problem.num_requests))
-    holds = max(min(s.max_model_len, s.kv_capacity_tokens) for s in problem.cluster.expanded)
+    holds = max(s.max_model_len for s in problem.cluster.expanded)
     shortest = int((trace.requests["prompt_tokens"].astype(np.int64) + trace.requests["output_tokens"]).min())
     if shortest > holds:
         raise UserError(
@@ -118,7 +118,7 @@ def make_policy(
     if not isinstance(name, str):
         raise UserError(f"policy.name={name!r}: must be the name of a policy")
     if name == "fallback":
-        name = problem.fallback
+        name = problem.fallback_heuristic()
     paths = {"checkpoint": checkpoint, "bundle": bundle}
     for kind, path in paths.items():
         if kind == name and path is None:

@@ -170,7 +170,7 @@ def scenario_names(loader: ConfigLoader, group: str = "scenario") -> list[str]:
     return names + [f"{sub}/{name}" for sub in deeper for name in scenario_names(loader, f"{group}/{sub}")]
 
 
-def problems_of(cases: Sequence[Case[T]], part: PartName | None, *alike: str) -> list[Problem]:
+def problems_of(cases: Sequence[Case[T]], part: PartName | None) -> list[Problem]:
     """Build the decision problem of each case.
 
     Parameters
@@ -178,8 +178,6 @@ def problems_of(cases: Sequence[Case[T]], part: PartName | None, *alike: str) ->
     cases : sequence of Case
     part : {"train", "validate", "test"} or None
         Of the scenario; None where the command has no scenario.
-    *alike : str
-        Settings that they must share (`check_alike`).
 
     Raises
     ------
@@ -190,7 +188,8 @@ def problems_of(cases: Sequence[Case[T]], part: PartName | None, *alike: str) ->
     for case in cases:
         with case.named():
             problems.append(problem_of(case.cfg, part))
-    check_alike({case.name: problem for case, problem in zip(cases, problems, strict=True)}, *alike)
+    shared = ("features",) if part == "train" else ()  # one network learns on all of them
+    check_alike({case.name: problem for case, problem in zip(cases, problems, strict=True)}, *shared)
     return problems
 
 

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from fleetgym.baselines import make_heuristic
 from fleetgym.envs.episodes import try_out
+from fleetgym.envs.errors import UserError
 from fleetgym.envs.policy import Policy
 from fleetgym.envs.problem import Problem
 from fleetgym.experiments.comparison.rollout import check_failure_s
@@ -102,7 +103,18 @@ def with_yardstick(policies: Sequence[Policy], problem: Problem) -> list[Policy]
     -------
     list of Policy
         The yardstick first, where it was not among them.
+
+    Raises
+    ------
+    UserError
+        A policy that is no heuristic has the yardstick's name.
     """
-    if any(policy.name == problem.yardstick for policy in policies):
-        return list(policies)
+    for policy in policies:
+        if policy.name == problem.yardstick:
+            if policy.kind != "heuristic":
+                raise UserError(
+                    f"policies: a {policy.kind} policy is called {policy.name!r}, as the yardstick of {problem.env_id} is; "
+                    "its card must name it otherwise (agent.name)"
+                )
+            return list(policies)
     return [make_heuristic(problem.yardstick, problem.env_id), *policies]

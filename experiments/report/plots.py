@@ -367,7 +367,7 @@ def training_curve(
     source : Path or sequence of mappings
         A CSV file, or its rows, with a column of timesteps (one of `STEP_KEYS`); empty cells are skipped.
     keys : sequence of str, optional
-        Columns to draw; by default every numeric one (at most eight).
+        Columns to draw, also those without a finite figure; by default every numeric one (at most eight).
 
     Returns
     -------
@@ -389,7 +389,7 @@ def training_curve(
         if key not in known:
             raise UserError(f"training curve: column {key!r} is unknown{did_you_mean(key, known)}")
     points = {key: _points(rows, step, key) for key in keys or known if key != step}
-    drawn = [(key, xy) for key, xy in points.items() if len(xy)][: None if keys else 8]
+    drawn = [(key, xy) for key, xy in points.items() if keys or len(xy)][: None if keys else 8]
     if not drawn:
         raise UserError("training curve: no numeric column besides the timesteps")
     width = min(3, len(drawn))

@@ -210,7 +210,7 @@ OLD_CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"tested": {"n_instances": []}}, "tested.n_instances: empty"),
     ({"tested": {"n_instances": [1, "x"]}}, r"tested.n_instances\[1\]='x': expected int"),
     ({"environment": {"id": "", "fingerprint": ""}}, "environment.golden_hash: missing"),
-    ({"environment": {"id": "", "golden_hash": "a\nb"}}, "environment.fingerprint='a"),
+    ({"environment": {"id": "", "golden_hash": "a\nb"}}, "environment.golden_hash='a"),
     ({"action": {}}, "action.kind: missing"),
     ({"kind": "python"}, "kind='python'"),
     ({"architecture": {"hidden": 5, "activation": "relu"}}, "row.weight is float32"),
@@ -234,7 +234,8 @@ def test_changed_manifest_of_version_1(old_folder: Path, changes: dict[str, Any]
 def test_an_action_of_version_1_that_is_none_of_today_is_refused(old_folder: Path) -> None:
     action = json.loads((old_folder / MANIFEST).read_text())["action"]
     for changes, message in (
-        ({"kind": "softmax"}, "action.kind='softmax': allowed is choice_index"),
+        ({"kind": "softmax"}, "action.kind='softmax': allowed is instance_index"),
+        ({"kind": "choice_index"}, "action.kind='choice_index': allowed is instance_index"),
         ({"decode": "softmax"}, "action.decode='softmax'"),
     ):
         reseal(old_folder, action=action | changes)

@@ -1,70 +1,26 @@
 """A decision problem of one's own: its rows are not the engine's, all else is what every environment has."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_sb3
+from toy_pools import Pools
 
 from fleetgym.envs import find_problem, register
 from fleetgym.envs.arguments import SETTINGS
 from fleetgym.envs.env import FleetEnv
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.fingerprint import fingerprint
-from fleetgym.envs.problem import DerivedBatch, Problem
 from fleetgym.envs.registry import _problems
-from fleetgym.envs.signals import SIGNAL_INDEX, Signal, declare
+from fleetgym.envs.signals import SIGNAL_INDEX
 from fleetgym.envs.vector import FleetVectorEnv
 
-POOLS = "test/Pools-v0"
+POOLS = "toy/Pools-v0"
 IN_FLIGHT = SIGNAL_INDEX["in_flight_requests"]
-OFFERS = declare(
-    (
-        Signal(name="pool_in_flight_requests", unit="requests", meaning="of all", tag="local", high=1e5, scale=256.0),
-        Signal(name="pool_instances", unit="instances", meaning="that exist", tag="static", high=64.0, scale=8.0),
-    )
-)
-
-
-class PoolBatch(DerivedBatch):
-    """The emptiest instance of the pool gets the request."""
-
-    def members(self, index: int) -> np.ndarray:
-        pool = np.arange(self.engine.num_instances) % self.problem.num_choices
-        return (pool == np.arange(self.problem.num_choices)[:, None]) & self.engine.mask[index]
-
-    def observe(self, index: int) -> None:
-        members = self.members(index)
-        in_flight = self.engine.obs[index, :, IN_FLIGHT]
-        self.obs[index] = np.stack([members @ in_flight, members.sum(axis=1)], axis=1)
-        self.mask[index] = members.any(axis=1)
-
-    def instances(self, actions: np.ndarray) -> np.ndarray:
-        chosen = np.zeros(len(actions), np.int64)
-        for index in np.flatnonzero(~self.done):
-            members = self.members(index)[actions[index]]
-            chosen[index] = np.where(members, self.engine.obs[index, :, IN_FLIGHT], np.inf).argmin()
-        return chosen
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pools(Problem):
-    """Send each arriving request to one of several pools."""
-
-    choice: ClassVar[str] = "pool"
-    offers: ClassVar[tuple[str, ...]] = OFFERS
-    pools: int = 3
-
-    @property
-    def num_choices(self) -> int:
-        return self.pools
-
-    def make_batch(self, batch: int, **options: Any) -> PoolBatch:
-        return PoolBatch(self, batch, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +78,7 @@ def test_a_choice_that_cannot_be_made_is_named_and_moves_nothing() -> None:
 
 def test_its_own_fields_are_arguments_and_settings() -> None:
     assert FleetEnv(POOLS, pools=2).action_space.n == 2
-    settings = {name: None for name in SETTINGS if name != "oracle"}
+    settings = dict.fromkeys(SETTINGS)
     assert Pools.check_settings({**settings, "pools": 5}) == {**settings, "pools": 5}
     for wrong, message in (
         ({"pools": "x"}, "env.pools='x': expected a whole number"),
@@ -185,6 +141,28 @@ def test_one_id_stands_for_one_problem() -> None:
 
 
 def test_one_problem_has_one_id_and_a_subclass_may_have_another() -> None:
-    with pytest.raises(UserError, match=f"env.id='test/Pools-v1': .*:Pools is '{POOLS}' already; register a subclass"):
-        register("test/Pools-v1", Pools)
+    with pytest.raises(UserError, match=f"env.id='toy/Pools-v1': .*:Pools is '{POOLS}' already; register a subclass"):
+        register("toy/Pools-v1", Pools)
     assert find_problem(POOLS).env_id == POOLS
+
+    class Other(Pools):
+        pass
+
+    with pytest.raises(gym.error.Error):
+        register("no id!", Other)
+    register("test/Others-v0", Other)
+    _problems.pop("test/Others-v0")
+    gym.registry.pop("test/Others-v0")
+
+
+def test_where_instances_come_and_go_choices_may_too() -> None:
+    assert Pools.resolve().num_choices_range == (3, 3)
+    some = Pools.resolve(pools=4, available=[1, 8], num_requests=2)
+    assert some.num_choices_range == (1, 4)
+    batch = some.make_batch(1)
+    seen = set()
+    for seed in range(30):
+        batch.rngs[0] = np.random.default_rng(seed)
+        batch.start(0)
+        seen.add(int(batch.mask.sum()))
+    assert seen == {1, 2, 3, 4}

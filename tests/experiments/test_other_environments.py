@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from bundle_cases import Noise, card, checkpoint, reseal
 from stable_baselines3 import PPO
 
+from fleetgym.agents.bundle import load
 from fleetgym.agents.checkpoint import card_path, write_card
 from fleetgym.agents.export import from_checkpoint, write_bundle
 from fleetgym.baselines import registry as heuristics
@@ -42,6 +44,10 @@ register("test/Other-v0", Other)
 @register_heuristic("idlest", env_id="test/Other-v0")
 class Idlest(LinearScore):
     weights: ClassVar[dict[str, float]] = {"kv_usage": -1.0}
+
+    def __init__(self, kv=-1.0):
+        super().__init__()
+        self.weights = {"kv_usage": kv}
 """
 ENV = "env.id=other_environment:test/Other-v0"
 SHORT = (ENV, "env.num_requests=40", "scenario.windows=2")
@@ -98,6 +104,10 @@ def test_a_heuristic_of_its_own_is_exported_for_it(tmp_path: Path, monkeypatch: 
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert manifest["environment"]["id"] == "test/Other-v0"
     assert (manifest["action"]["choice"], manifest["fallback"]) == ("server", "idlest")
+    cli.main(["export", "+policy.name=other_environment:Idlest", "+policy.kv=5", "bundle=c", "hydra.run.dir=y"])
+    one = np.array([[[0.0, 0.1, 100.0], [0.0, 0.9, 100.0]]], np.float32)[:, :, 1:2]
+    chosen = [int(load(tmp_path / name).act(one, np.ones((1, 2), bool))[0]) for name in ("b", "c")]
+    assert chosen == [0, 1], "what is exported is the heuristic with its parameters"
 
 
 def test_a_policy_that_was_trained_for_it_is_exported_by_a_process_that_is_told_of_it(
@@ -113,7 +123,13 @@ def test_a_policy_that_was_trained_for_it_is_exported_by_a_process_that_is_told_
     assert "env.id=MODULE:test/Other-v0 imports the module that registers it" in capsys.readouterr().err
     assert "other_environment" not in sys.modules
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["export", "env.id=fleetgym/Routing-v0", "policy=idlest", "bundle=b", "hydra.run.dir=x"])
+        cli.main(["export", ENV, "+policy.name=least_kv", "bundle=b", "hydra.run.dir=x"])
+    assert "policy='least_kv': is a heuristic of fleetgym/Routing-v0, not of test/Other-v0" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["export", "env.id=fleetgym/Routing-v0", "checkpoint=t/best_model.zip", "hydra.run.dir=x"])
+    assert (
+        "env.id='fleetgym/Routing-v0': must be 'test/Other-v0', that of the policy, or null" in capsys.readouterr().err
+    )
     cli.main(["export", ENV, "checkpoint=t/best_model.zip", "bundle=b", "hydra.run.dir=x"])
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert manifest["environment"]["id"] == "test/Other-v0"

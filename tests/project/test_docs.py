@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import toy_pools
 from commands import fleetgym
 from places import DOCS, ROOT
 
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
-TOY = (DOCS / "adding_an_environment.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, kind: str) -> list[str]:
@@ -58,16 +58,14 @@ def test_the_walk_through_the_house_is_what_happens(tmp_path: Path, monkeypatch:
 
 
 def test_the_environment_of_the_page_is_short() -> None:
-    (code,) = blocks(TOY, "python")
-    assert len(code.splitlines()) < 100
+    assert len(toy_pools.CODE.splitlines()) < 100
 
 
 def test_the_environment_of_the_page_is_trained_ranked_exported_and_evaluated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = blocks(TOY, "python")
-    (shell,) = blocks(TOY, "")
-    (tmp_path / "toy_pools.py").write_text(code, encoding="utf-8")
+    (shell,) = blocks(toy_pools.PAGE, "")
+    (tmp_path / "toy_pools.py").write_text(toy_pools.CODE, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
     quick = {
         "train": ["env.num_requests=50", "eval_episodes=2", "agent.num_envs=8", "agent.hyperparameters.n_steps=64"],
@@ -89,9 +87,8 @@ def test_the_environment_of_the_page_is_trained_ranked_exported_and_evaluated(
 
 
 def test_the_environment_of_the_page_is_one_of_gymnasium(tmp_path: Path) -> None:
-    (code,) = blocks(TOY, "python")
-    (tmp_path / "toy_pools.py").write_text(code, encoding="utf-8")
-    (tmp_path / "page.txt").write_text("\n".join(blocks(TOY, "pycon")), encoding="utf-8")
+    (tmp_path / "toy_pools.py").write_text(toy_pools.CODE, encoding="utf-8")
+    (tmp_path / "page.txt").write_text("\n".join(blocks(toy_pools.PAGE, "pycon")), encoding="utf-8")
     # In a process of its own, where nothing else gets to know it.
     done = subprocess.run(
         [sys.executable, "-m", "doctest", "page.txt"], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetgym.envs.cluster.kernel.engine import GIVEN, KernelEngine
+from fleetgym.envs.cluster.kernel.engine import KernelEngine
 from fleetgym.envs.cluster.kernel.lockstep import INDEX_BITS, INDEX_MASK
 from fleetgym.envs.cluster.kernel.state import FINISHED, NONE, REJECTED
 from fleetgym.envs.cluster.requests import REQUEST_DTYPE, RESULT_DTYPE, Trace
@@ -118,10 +118,7 @@ class Stream:
         count = len(self._position)
         rows = state.req[0, :count]
         over = (rows["state"] == FINISHED) | (rows["state"] == REJECTED)
-        requests = np.zeros(int(over.sum()), REQUEST_DTYPE)
-        for name in GIVEN:
-            requests[name] = rows[name][over]
-        completed = Completed(self._position[over], requests, self.engine.results(0)[over])
+        completed = Completed(self._position[over], self.engine.requests(0)[over], self.engine.results(0)[over])
         left = rows[~over].copy()
         place = np.full(count + 1, NONE)  # the last entry is that of NONE
         place[:-1][~over] = np.arange(len(left))

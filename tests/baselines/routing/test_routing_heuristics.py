@@ -147,7 +147,13 @@ def test_routing_falls_back_to_one_of_its_own_and_others_to_their_yardstick() ->
     class Other(Problem):
         yardstick = "round_robin"
 
+    assert Routing.fallback_heuristic() == "least_inflight"
     assert Routing.fallback in OWN
     assert Routing.yardstick in registered(ENV_ID)
-    assert Other.fallback == "round_robin"
-    assert Problem.fallback == Problem.yardstick == "random"
+
+    class Blind(Routing):
+        yardstick = "random"
+
+    assert Other.fallback_heuristic() == "round_robin"
+    assert Problem.fallback_heuristic() == Problem.yardstick == "random"
+    assert Blind.fallback_heuristic() == "least_inflight", "what a base says is not lost"
