@@ -20,10 +20,10 @@ from fleetgym.envs.config import build
 from fleetgym.envs.errors import UserError
 from fleetgym.envs.problem import Problem
 from fleetgym.envs.registry import find_problem
-from fleetgym.envs.relative import geometric_mean, ratio
 from fleetgym.envs.routing.problem import Routing
 from fleetgym.experiments import cli
 from fleetgym.experiments.comparison.suite import Suite, check_alike
+from fleetgym.experiments.harness.trials import with_yardstick
 from fleetgym.experiments.report import print_suite
 from fleetgym.experiments.report.suite_table import SuiteTable, build_suite
 from fleetgym.experiments.report.tables import LeaderboardTable, build_table
@@ -62,18 +62,6 @@ def test_a_suite_is_of_one_environment_and_where_asked_of_one_observation() -> N
     check_alike({"a": problem(features=["kv_usage"]), "b": fewer})
     with pytest.raises(UserError, match=r"a and b differ in features .not in both: in_flight_requests"):
         check_alike({"a": problem(features=["kv_usage"]), "b": fewer}, "features")
-
-
-def test_a_ratio_is_below_one_for_the_better_of_two_whichever_way_the_figure_goes() -> None:
-    assert ratio(3.0, 4.0, "e2e_charged_s.mean") == 0.75
-    assert ratio(0.8, 0.6, "slo_attainment") == pytest.approx(0.75)
-    assert ratio(0.0, 0.6, "slo_attainment") == math.inf
-    assert ratio(0.6, 0.0, "goodput_rps") == 0.0
-    assert math.isnan(ratio(0.0, 0.0, "goodput_rps"))
-    assert math.isnan(ratio(None, 1.0, "goodput_rps"))
-    assert geometric_mean([0.5, 8.0]) == pytest.approx(2.0)
-    assert math.isnan(geometric_mean([0.5, math.nan]))
-    assert all(math.isnan(geometric_mean([0.5, other])) for other in (0.0, math.inf))
 
 
 # -- The summary -------------------------------------------------------------------------------------------------------
@@ -428,3 +416,28 @@ def test_a_scenario_where_the_yardstick_attains_nothing_cannot_choose_a_model(
     nothing = ("slo.ttft_s=1e-6", "slo.ttft_s_per_1k_prompt_tokens=0", "eval_episodes=1")
     line = refused(folder, capsys, "train", "suite=tiny", *nothing)
     assert "tiny/four: round_robin has slo_attainment=0 on the validation part" in line
+
+
+def test_a_policy_that_has_no_ratio_is_still_saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleetgym.agents.held_out.ratio", lambda *_: math.nan)
+    run(folder, "train", "suite=tiny", *LEARN, "name=none", "hydra.run.dir=t")
+    assert math.isnan(json.loads((folder / "t" / "metrics.json").read_text())["best"]["ratio"] or math.nan)
+    assert (folder / "t" / "best_model.zip").is_file()
+    assert (folder / "t" / "training_curve.png").is_file()
+
+
+def test_a_learned_policy_with_the_yardsticks_name_is_refused() -> None:
+    class Learned:
+        name, kind, features = "round_robin", "learned", ()
+
+    problem = Routing.resolve(num_requests=20)
+    with pytest.raises(UserError, match=r"a learned policy is called 'round_robin', as the yardstick of .*agent\.name"):
+        with_yardstick([Learned()], problem)
+    assert [policy.name for policy in with_yardstick([], problem)] == ["round_robin"]
+
+
+def test_evaluate_says_where_a_window_has_no_figure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = ("workload.num_requests=1", "env.num_requests=null", "env.load=null", "scenario.rank_by=goodput_rps")
+    run(folder, "evaluate", "policy=least_inflight", "episodes=2", *one, "hydra.run.dir=e")
+    assert "goodput_rps, mean of 2 generated windows, each drawn afresh: not in every window" in capsys.readouterr().out
+    assert "goodput_rps" not in json.loads((folder / "e" / "metrics.json").read_text())["mean"]

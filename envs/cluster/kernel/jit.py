@@ -23,7 +23,8 @@ import numpy as np
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 HERE = Path(__file__).parent
-# Modules outside that compiled code takes constants, record layouts and functions from.
+# Modules outside that compiled code takes constants, record layouts and functions from; a copy of this package that stands
+# alone has none of them.
 OUTSIDE = (
     *(f"cluster.{name}" for name in ("engine", "judging", "latency", "requests", "segments", "spec")),
     "signals",

@@ -22,12 +22,12 @@ FITS = "if not self._fits(request, hits, hit_tokens + tokens):"
 FULL = "request.known_tokens if self.args.reserve_full_prompt else end"
 GROWN = "self._blocks_for(end) - len(request.blocks)"
 MOVED = "position -= self.running.index(victim) < position"
-RANK = "(request.priority, request.arrival_ns)"
+LEAST_IMPORTANT = "(request.priority, request.arrival_ns)"
 RELEASED = """            self._references[block] -= 1
             if self._references[block] == 0:
                 self._free[block] = None
                 if block not in self._content:"""
-VICTIM = f"return max(self.running, key=lambda request: {RANK})"
+VICTIM = f"return max(self.running, key=lambda request: {LEAST_IMPORTANT})"
 SHARE = "min(self._wanted(request), largest, budget)"
 FIRST_SHARE = "min(request.known_tokens - hit_tokens, largest, budget)"
 OTHERS = "threshold > 0 and len(self.running) + len(self.waiting) > 1:"
@@ -39,7 +39,7 @@ UNUSED = "self.args.max_num_batched_tokens - self.max_num_scheduled_tokens"
 WATERMARK = "self.watermark_blocks if self.running else 0"
 
 MISTAKES: dict[str, Edits] = {
-    "equal ranks are queued last in, first out": [
+    "exact equals are queued last in, first out": [
         ("(self.priority, self.arrival_ns, self.index)", "(self.priority, -self.arrival_ns, -self.index)")
     ],
     "an admitted request goes to the front of the running list": [(ADMIT, "self.running.insert(0, request)")],
@@ -63,8 +63,8 @@ MISTAKES: dict[str, Edits] = {
     "fcfs queues a victim at the end": [("self.waiting.insert(0, victim)", "self.waiting.append(victim)")],
     "priority queues a victim at the front": [("self.add(victim)", "self.waiting.insert(0, victim)")],
     "priority preempts the last of exact equals": [(VICTIM, VICTIM.replace("self.running", "reversed(self.running)"))],
-    "priority compares the index of exact equals": [(VICTIM, VICTIM.replace(RANK, "request.queue_key"))],
-    "priority preempts without regard to arrival": [(VICTIM, VICTIM.replace(RANK, "request.priority"))],
+    "priority compares the index of exact equals": [(VICTIM, VICTIM.replace(LEAST_IMPORTANT, "request.queue_key"))],
+    "priority preempts without regard to arrival": [(VICTIM, VICTIM.replace(LEAST_IMPORTANT, "request.priority"))],
     "priority preempts the latest admitted": [(VICTIM, "return self.running[-1]")],
     "a victim's tokens of the step are not given back": [
         ("budget += self._unschedule(victim, plan)", "self._unschedule(victim, plan)")

@@ -149,7 +149,7 @@ MUTANTS = {
         'needed > spec["usable_blocks"] + 1 - inst["used_blocks"]:\n        budget',
     ),
     "a block is drawn one token early": ("blocks.py", "(tokens + block_size - 1)", "(tokens + block_size)"),
-    "equal ranks are queued last in, first out": ("lists.py", "return a < b", "return a > b"),
+    "exact equals are queued last in, first out": ("lists.py", "return a < b", "return a > b"),
     "the last of equals is preempted": (
         "schedule_running.py",
         'row["arrival_ns"] > least["arrival_ns"]',

@@ -381,7 +381,7 @@ def test_whatever_compiled_code_takes_from_elsewhere_is_part_of_the_cache_s_name
         for name in node.names
     }
     assert taken <= set(jit.MODULES)
-    assert {"fleetgym.envs.signals", "fleetgym.envs.cluster.spec"} <= taken
+    assert {f"fleetgym.envs.{name}" for name in jit.OUTSIDE} <= taken, "nothing is left out silently, or named in vain"
 
 
 HOOK = """

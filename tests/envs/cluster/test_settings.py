@@ -122,3 +122,9 @@ def test_a_setting_that_nobody_has_written_a_line_for_reaches_the_row(monkeypatc
 def test_the_documented_settings_are_the_fields() -> None:
     assert settings_table() in (DOCS / "fidelity.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in settings_table() for name in SETTINGS)
+
+
+def test_no_request_is_longer_than_counts_may_be() -> None:
+    huge = instance(num_gpu_blocks=2**30)
+    assert huge.kv_capacity_tokens > 2**31
+    assert huge.max_model_len == 2**31 - 1
