@@ -11,7 +11,7 @@ scenarios of a suite have no common scale; their geometric mean has, and its int
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -235,12 +235,26 @@ def places(scores: Scores, *, lower_is_better: bool) -> list[int]:
     -------
     list of int, length P
     """
-    complete = scores.complete
     sign = 1.0 if lower_is_better else -1.0
 
     def beats(i: int, j: int) -> bool:
-        return bool(complete[i]) and mean_interval(sign * (scores.values[i] - scores.values[j])).high < 0.0
+        return mean_interval(sign * (scores.values[i] - scores.values[j])).high < 0.0
 
-    everyone = range(len(scores.policies))
-    last = 1 + int(complete.sum())
-    return [1 + sum(beats(j, i) for j in everyone) if complete[i] else last for i in everyone]
+    return place_all(scores.complete.tolist(), beats)
+
+
+def place_all(complete: Sequence[bool], beats: Callable[[int, int], bool]) -> list[int]:
+    """Return 1 + the number of policies that beat each; one without a figure comes after all that have theirs.
+
+    Parameters
+    ----------
+    complete : sequence of bool, length P
+        Which have a figure.
+    beats : callable
+        Whether the policy of the first index is shown to be better than that of the second, both complete.
+    """
+    with_figure = [i for i, has in enumerate(complete) if has]
+    return [
+        1 + sum(beats(j, i) for j in with_figure if j != i) if has else 1 + len(with_figure)
+        for i, has in enumerate(complete)
+    ]

@@ -13,11 +13,10 @@ from fleetgym.experiments.report import svg
 from fleetgym.experiments.report.axis import Axis
 from fleetgym.experiments.report.page_parts import (
     facts,
-    fill,
     first_cells,
     heading,
     line,
-    listing,
+    page,
     strip_heading,
     value_key,
 )
@@ -46,7 +45,7 @@ def write_page(path: Path, table: LeaderboardTable, about: Mapping[str, Any]) ->
 
 
 def _page(table: LeaderboardTable, about: Mapping[str, Any]) -> str:
-    """Fill ``page.html``."""
+    """Fill ``page.html`` and ``leaderboard.html``."""
     axis = svg.strip_axis([entry.strip for entry in table.entries], table.main)
     scenario = dict(table.scenario)
     better = "lower" if table.lower_is_better else "higher"
@@ -54,23 +53,27 @@ def _page(table: LeaderboardTable, about: Mapping[str, Any]) -> str:
     meaning = f": {main.help}" if main.help else ""
     fields = {
         "title": escape(str(scenario.pop("name", "Leaderboard"))),
-        "description": escape(str(scenario.pop("description", ""))),
+        "kind": "leaderboard",
+        "eyebrow": "fleetgym leaderboard",
+        "description": f'<p class="soft">{escape(str(scenario.pop("description", "")))}</p>\n',
         "facts": facts({**scenario, "policies": len(table.entries)}),
-        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes),
         "head": _head(table, axis),
         "body": "\n".join(_row(table, entry, svg.strip(entry.strip, main, axis)) for entry in table.entries),
+        "legend": "Dot: mean over windows. Bar: 95 % interval. Thin ticks below: single windows. "
+        "Click a heading to sort; hover for more.",
         "trade_off": _trade_off(table),
         "attainment": _attainment(table),
         "windows": escape(str(table.scenario.get("windows", f"{len(table.windows)} windows"))),
         "how_main": f"<b>{escape(main.title)}</b> decides the places{escape(meaning)}; {better} is better.",
         "reference": escape(table.reference or "none here"),
-        "main": escape(main.header),
-        "per_window": _per_window(table),
-        "all_metrics": _all_metrics(table),
-        "config": listing(about["config"]),
-        "versions": listing(about["versions"]),
+        "details": _detail(f"{main.header}, window by window", _per_window(table))
+        + _detail("All metrics, mean over windows", _all_metrics(table)),
     }
-    return fill("page.html", fields)
+    return page("leaderboard.html", fields, table.notes, about)
+
+
+def _detail(summary: str, grid: str) -> str:
+    return f'<details><summary>{escape(summary)}</summary><div class="card"><table>{grid}</table></div></details>\n'
 
 
 def _head(table: LeaderboardTable, axis: Axis) -> str:

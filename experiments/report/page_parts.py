@@ -13,21 +13,35 @@ from typing import Any
 from fleetgym.experiments.harness.run_folder import jsonable
 from fleetgym.experiments.report import svg
 from fleetgym.experiments.report.axis import Axis
-from fleetgym.experiments.report.tables import Column, Strip, number
+from fleetgym.experiments.report.tables import Column, Strip, number, show_place
 
 
-def fill(template: str, fields: Mapping[str, str]) -> str:
-    """Fill a template of this folder; ``style`` and ``script``, the same for every page, are there already.
+def page(content: str, fields: Mapping[str, str], notes: Sequence[str], about: Mapping[str, Any]) -> str:
+    """Return a whole page: ``page.html``, with what is peculiar to one kind of page between the table and the details.
 
     Parameters
     ----------
-    template : str
-        Its file, with ``{{name}}`` where a field goes.
+    content : str
+        File of this folder with what is peculiar, ``{{name}}`` where a field goes.
     fields : mapping of str to str
-        HTML by name.
+        HTML by name, for both files.
+    notes : sequence of str
+        What a reader has to know; plain text.
+    about : mapping
+        ``config`` and ``versions``, shown at the end.
     """
-    texts = {name: _read(f"page.{kind}") for name, kind in (("style", "css"), ("script", "js"))} | dict(fields)
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: texts[match[1]], _read(template))
+    shared = {
+        "style": _read("page.css"),
+        "script": _read("page.js"),
+        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
+        "config": _listing(about["config"]),
+        "versions": _listing(about["versions"]),
+    }
+    return _fill("page.html", {**fields, **shared, "content": _fill(content, fields)})
+
+
+def _fill(template: str, fields: Mapping[str, str]) -> str:
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], _read(template))
 
 
 def _read(name: str) -> str:
@@ -105,9 +119,8 @@ def first_cells(row: Strip, main: Column, strip: str) -> list[str]:
     interval = ""
     if math.isfinite(row.main.low):
         interval = f" <small>[{main.show(row.main.low)}, {main.show(row.main.high)}]</small>"
-    place = "–" if row.place is None else str(row.place)
     return [
-        f"<td{value_key(row.place or math.inf)}>{place}</td>",
+        f"<td{value_key(row.place or math.inf)}>{show_place(row.place)}</td>",
         f'<td class="text policy" data-v="{escape(row.policy)}">{escape(row.policy)}</td>',
         f'<td class="text" data-v="{row.kind}"><span class="tag {row.kind}">{row.kind}</span></td>',
         f"<td{value_key(row.main.estimate)}>{main.show(row.main.estimate)}{interval}</td>",
@@ -138,12 +151,6 @@ def value_key(value: float) -> str:
     return f' data-v="{value:.10g}"' if math.isfinite(value) else ""
 
 
-def listing(value: Any) -> str:
-    """Return a config as indented JSON, escaped for HTML.
-
-    Parameters
-    ----------
-    value : Any
-        As `jsonable` takes it; an empty one becomes "none given".
-    """
+def _listing(value: Any) -> str:
+    """Return a config as indented JSON, escaped for HTML; an empty one as "none given"."""
     return escape(json.dumps(jsonable(value), indent=2, ensure_ascii=False)) if value else "none given"

@@ -11,15 +11,15 @@ from fleetgym.envs.atomic import write_text
 from fleetgym.experiments.report import svg
 from fleetgym.experiments.report.page_parts import (
     facts,
-    fill,
     first_cells,
     heading,
     line,
-    listing,
+    page,
     strip_heading,
     value_key,
 )
-from fleetgym.experiments.report.suite_table import SuiteEntry, SuiteTable, show_place
+from fleetgym.experiments.report.suite_table import SuiteEntry, SuiteTable
+from fleetgym.experiments.report.tables import show_place
 
 
 def write_suite_page(path: Path, table: SuiteTable, about: Mapping[str, Any]) -> None:
@@ -53,16 +53,19 @@ def write_suite_page(path: Path, table: SuiteTable, about: Mapping[str, Any]) ->
     ]
     fields = {
         "title": escape(table.name),
+        "kind": "suite",
+        "eyebrow": "fleetgym leaderboard over a suite",
+        "description": "",
+        "details": "",
         "facts": facts({"scenarios": len(table.boards), "policies": len(table.entries), "yardstick": table.yardstick}),
-        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes),
         "head": "".join(heads),
         "body": "\n".join(_row(table, entry, svg.strip(entry.strip, table.main, axis)) for entry in table.entries),
+        "legend": "Dot: geometric mean over scenarios. Bar: 95 % interval. Thin ticks below: single scenarios. "
+        "Small numbers: places. Click a heading to sort; hover for more.",
         "scenarios": "\n".join(_scenario(table, name) for name in table.boards),
         "yardstick": escape(table.yardstick),
-        "config": listing(about["config"]),
-        "versions": listing(about["versions"]),
     }
-    write_text(path, fill("suite.html", fields))
+    write_text(path, page("suite.html", fields, table.notes, about))
 
 
 def _row(table: SuiteTable, entry: SuiteEntry, strip: str) -> str:

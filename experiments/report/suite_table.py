@@ -18,9 +18,21 @@ from rich.table import Table
 
 from fleetgym.envs.atomic import write_text
 from fleetgym.envs.relative import ratio
-from fleetgym.experiments.comparison.intervals import MIN_WINDOWS, Interval, geometric_mean_ratio
+from fleetgym.experiments.comparison.intervals import MIN_WINDOWS, Interval, geometric_mean_ratio, place_all
 from fleetgym.experiments.harness.run_folder import jsonable
-from fleetgym.experiments.report.tables import Column, Entry, LeaderboardTable, Strip, failures, number, show_interval
+from fleetgym.experiments.report.tables import (
+    KIND_STYLES,
+    Column,
+    Entry,
+    LeaderboardTable,
+    Strip,
+    failures,
+    number,
+    oracle_note,
+    print_notes,
+    show_interval,
+    show_place,
+)
 
 Figures = Mapping[str, Sequence[NDArray[np.float64]]]  # of each policy, in each scenario: its windows
 
@@ -132,13 +144,9 @@ def build_suite(name: str, boards: Mapping[str, LeaderboardTable], yardstick: st
         return geometric_mean_ratio(*_over(figures, policy, other, lower), windows)
 
     main = {policy: compared(policy, yardstick) for policy in kinds}
-    complete = {policy for policy in ranked if math.isfinite(main[policy].estimate)}
-    place = {
-        policy: 1 + sum(compared(other, policy).high < 1.0 for other in complete - {policy})
-        if policy in complete
-        else 1 + len(complete)
-        for policy in ranked
-    }
+    complete = [math.isfinite(main[policy].estimate) for policy in ranked]
+    found = place_all(complete, lambda i, j: compared(ranked[i], ranked[j]).high < 1.0)
+    place = dict(zip(ranked, found, strict=True))
     entries = [
         SuiteEntry(
             policy=policy,
@@ -190,8 +198,7 @@ def _notes(entries: Sequence[SuiteEntry], boards: Mapping[str, LeaderboardTable]
         failing = [f"{e.policy} {number(e.failed[name])}" for e in entries if e.failed[name] > 0]
         if failing:
             yield f"{name}: failed requests per window, each charged failure_s: {', '.join(failing)}."
-    if oracles := [entry.policy for entry in entries if entry.kind == "oracle"]:
-        yield f"Below the places: {', '.join(oracles)}, which reads what no router can know and is still no bound."
+    yield from oracle_note([entry.policy for entry in entries if entry.kind == "oracle"])
 
 
 def _record(entry: SuiteEntry) -> dict[str, Any]:
@@ -275,7 +282,6 @@ def print_suite(table: SuiteTable, console: Console) -> None:
     for scenario in shown:
         grid.add_column(f"{scenario} (#)", justify="right")
     for entry in table.entries:
-        style = {"learned": "bold", "bundle": "bold", "oracle": "dim"}.get(entry.kind)
         cells = [f"{table.main.show(entry.ratios[name])} ({show_place(entry.places[name])})" for name in shown]
         grid.add_row(
             show_place(entry.place),
@@ -283,20 +289,9 @@ def print_suite(table: SuiteTable, console: Console) -> None:
             entry.kind,
             show_interval(table.main, entry.main),
             *cells,
-            style=style,
+            style=KIND_STYLES.get(entry.kind),
         )
     console.print(grid)
     if left := list(table.boards)[len(shown) :]:
         console.print(f"On the page: {', '.join(left)}.", markup=False, highlight=False)
-    for note in table.notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
-
-
-def show_place(place: int | None) -> str:
-    """Return a place, or a dash for what does not compete.
-
-    Parameters
-    ----------
-    place : int or None
-    """
-    return "–" if place is None else str(place)
+    print_notes(table.notes, console)

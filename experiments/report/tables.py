@@ -34,6 +34,7 @@ Row = Mapping[str, Any]
 DECISION_KEY = "decision_us"
 CURVE_KEY = "slo_attainment_curve"
 KINDS = ("heuristic", "learned", "bundle", "oracle")
+KIND_STYLES = {"learned": "bold", "bundle": "bold", "oracle": "dim"}  # on a terminal
 
 
 @dataclass(frozen=True)
@@ -358,7 +359,17 @@ def _notes(scores: Scores, entries: Sequence[Entry], slowest: tuple[float, str],
     missing = [entry.policy for entry in entries if not math.isfinite(entry.main.estimate)]
     if missing:
         yield f"No figure in at least one window, so placed last: {', '.join(missing)}."
-    oracles = [entry.policy for entry in entries if entry.kind == "oracle"]
+    yield from oracle_note([entry.policy for entry in entries if entry.kind == "oracle"])
+
+
+def oracle_note(oracles: Sequence[str]) -> Iterator[str]:
+    """Say why oracles have no place.
+
+    Parameters
+    ----------
+    oracles : sequence of str
+        Their names; nothing is said of none.
+    """
     if oracles:
         yield f"Below the places: {', '.join(oracles)}, which reads what no router can know and is still no bound."
 
@@ -518,18 +529,43 @@ def print_table(table: LeaderboardTable, console: Console) -> None:
     for column in columns:
         grid.add_column(column.header, justify="right")
     for entry in table.entries:
-        style = {"learned": "bold", "bundle": "bold", "oracle": "dim"}.get(entry.kind)
-        place = "–" if entry.place is None else str(entry.place)
         change = "–" if entry.change is None else show_change(entry.change._replace(low=math.nan))
         change = "ref." if entry.policy == table.reference else change
         cells = [column.show(entry.metrics.get(column.key)) for column in columns]
         grid.add_row(
-            place, entry.policy, entry.kind, show_interval(table.main, entry.main), change, *cells, style=style
+            show_place(entry.place),
+            entry.policy,
+            entry.kind,
+            show_interval(table.main, entry.main),
+            change,
+            *cells,
+            style=KIND_STYLES.get(entry.kind),
         )
     console.print(grid)
     if length := table.scenario.get("each window"):
         console.print(f"Each window: {length}. Place: 1 + policies shown to be better.", markup=False, highlight=False)
-    for note in table.notes:
+    print_notes(table.notes, console)
+
+
+def show_place(place: int | None) -> str:
+    """Return a place, or a dash for what does not compete.
+
+    Parameters
+    ----------
+    place : int or None
+    """
+    return "–" if place is None else str(place)
+
+
+def print_notes(notes: Sequence[str], console: Console) -> None:
+    """Print what a reader of a table has to know.
+
+    Parameters
+    ----------
+    notes : sequence of str
+    console : Console
+    """
+    for note in notes:
         console.print(f"note: {note}", style="yellow", markup=False)
 
 
