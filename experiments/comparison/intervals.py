@@ -176,7 +176,7 @@ def geometric_mean_ratio(
         `MIN_WINDOWS` windows.
     """
     means = [(float(a.mean()), float(b.mean())) for a, b in zip(values, reference, strict=True)]
-    estimate = geometric_mean(np.divide(a, b) for a, b in means)
+    estimate = geometric_mean(a / b if b > 0.0 else math.nan for a, b in means)
     if math.isnan(estimate):
         return Interval(np.nan, np.nan, np.nan)
     strata: dict[tuple[int, ...], Array] = {}
